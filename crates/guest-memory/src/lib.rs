@@ -1,0 +1,313 @@
+//! Guest-physical RAM: where it lies, who wrote to it, and which of its pages hold translated code.
+//!
+//! All of a machine's RAM is one host mapping; an [`Offset`] into it stands for a host address, so that the software
+//! CPU reaches memory with one bounds check and no `unsafe` of its own. Devices use the same memory through the
+//! `vm-memory` traits ([`GuestMemory::vm`]); a write through either marks its pages ([`PageMarks`]).
+//!
+//! Guest memory is never a `&[u8]`: the guest, its devices and other vCPUs change it at any time. Every access is a
+//! single machine instruction of its width (so that the host's memory model is the guest's), or a volatile copy.
+
+mod access;
+mod marks;
+
+use std::sync::Arc;
+
+pub use access::Scalar;
+pub use marks::{PageMarks, PageTracker};
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// A byte's place in the machine's RAM, counted over all regions.
+pub type Offset = u64;
+
+/// A contiguous range of guest-physical addresses with RAM behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First guest-physical address; a multiple of the page size.
+    pub start: u64,
+    /// Bytes; a multiple of the page size.
+    pub len: u64,
+    /// Whether the guest's writes are discarded.
+    pub read_only: bool,
+}
+
+/// Why there is no memory.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host does not give that much.
+    #[error("cannot map {bytes} bytes of guest memory: {source}")]
+    Map {
+        /// Bytes asked for.
+        bytes: u64,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// The regions overlap, are empty or are not made of pages.
+    #[error(
+        "the memory region at {start:#x} of {len:#x} bytes is empty, overlaps another or is not made of pages"
+    )]
+    BadRegion {
+        /// First address.
+        start: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// An access outside the RAM.
+    #[error("no RAM at guest-physical address {0:#x}")]
+    NoRam(u64),
+}
+
+/// A region and where it lies in the host mapping.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    region: Region,
+    offset: Offset,
+}
+
+/// What a guest-physical address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// Where it lies in the RAM.
+    pub offset: Offset,
+    /// Whether the guest's writes are discarded.
+    pub read_only: bool,
+}
+
+/// The bytes and the marks; every region of [`GuestMemory::vm`] keeps them alive.
+#[derive(Debug)]
+pub(crate) struct Ram {
+    mapping: access::Mapping,
+    marks: PageMarks,
+}
+
+/// The machine's RAM. Clones share it.
+#[derive(Clone)]
+pub struct GuestMemory {
+    ram: Arc<Ram>,
+    regions: Arc<[Placed]>,
+    vm: GuestMemoryMmap<PageTracker>,
+}
+
+impl GuestMemory {
+    /// Maps zeroed RAM for the regions, which must be in ascending order.
+    ///
+    /// # Errors
+    /// [`MemoryError::BadRegion`] for regions that are not ascending pages, [`MemoryError::Map`] where the host refuses.
+    pub fn new(regions: &[Region]) -> Result<Self, MemoryError> {
+        let placed = place(regions)?;
+        let total = placed.last().map_or(0, |p| p.offset + p.region.len);
+        let ram = Arc::new(Ram {
+            mapping: access::Mapping::anonymous(total)?,
+            marks: PageMarks::new(total / PAGE_SIZE),
+        });
+        let vm = placed
+            .iter()
+            .map(|p| {
+                let tracker = PageTracker::new(ram.clone(), p.offset);
+                let region = ram.mapping.vm_region(p.offset, p.region.len, tracker)?;
+                Ok(Arc::new(region_at(region, p.region.start)?))
+            })
+            .collect::<Result<Vec<_>, MemoryError>>()?;
+        let vm = GuestMemoryMmap::from_arc_regions(vm)
+            .map_err(|_| MemoryError::BadRegion { start: 0, len: total })?;
+        Ok(Self { ram, regions: placed.into(), vm })
+    }
+
+    /// The same memory for devices and loaders. Writes through it reach read-only regions too.
+    pub fn vm(&self) -> &GuestMemoryMmap<PageTracker> {
+        &self.vm
+    }
+
+    /// The regions, in ascending order.
+    pub fn regions(&self) -> impl Iterator<Item = Region> + '_ {
+        self.regions.iter().map(|p| p.region)
+    }
+
+    /// Bytes of RAM in all.
+    pub fn len(&self) -> u64 {
+        self.ram.mapping.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Dirty and code marks.
+    pub fn marks(&self) -> &PageMarks {
+        &self.ram.marks
+    }
+
+    /// Host address of an offset's first byte, for KVM's memory slots and the JIT. Valid while `self` or a clone lives.
+    pub fn host_address(&self, offset: Offset) -> Option<u64> {
+        (offset < self.len()).then(|| self.ram.mapping.host_address() + offset)
+    }
+
+    /// Where a guest-physical address lies, where RAM is behind it. All addresses of one page lie together.
+    #[inline]
+    pub fn locate(&self, address: u64) -> Option<Location> {
+        self.regions.iter().find_map(|p| {
+            let within = address.wrapping_sub(p.region.start);
+            (within < p.region.len)
+                .then(|| Location { offset: p.offset + within, read_only: p.region.read_only })
+        })
+    }
+
+    /// The guest-physical address of an offset.
+    pub fn address_of(&self, offset: Offset) -> Option<u64> {
+        self.regions
+            .iter()
+            .find(|p| offset.wrapping_sub(p.offset) < p.region.len)
+            .map(|p| p.region.start + (offset - p.offset))
+    }
+
+    /// One load of the scalar's width.
+    ///
+    /// # Panics
+    /// Where the scalar does not lie within the RAM.
+    #[inline(always)]
+    pub fn load<T: Scalar>(&self, offset: Offset) -> T {
+        self.ram.mapping.load(offset)
+    }
+
+    /// One store of the scalar's width. Marks nothing: the caller has looked at the page's marks.
+    ///
+    /// # Panics
+    /// Where the scalar does not lie within the RAM.
+    #[inline(always)]
+    pub fn store<T: Scalar>(&self, offset: Offset, value: T) {
+        self.ram.mapping.store(offset, value);
+    }
+
+    /// LOCK CMPXCHG: stores `new` where memory holds `expected`; gives what memory held.
+    ///
+    /// # Panics
+    /// Where the scalar does not lie within the RAM.
+    #[inline(always)]
+    pub fn compare_exchange<T: Scalar>(&self, offset: Offset, expected: T, new: T) -> T {
+        self.ram.mapping.compare_exchange(offset, expected, new)
+    }
+
+    /// LOCK CMPXCHG16B on a 16-byte aligned offset: gives what memory held.
+    ///
+    /// # Panics
+    /// Where it is not aligned or does not lie within the RAM.
+    pub fn compare_exchange_16(&self, offset: Offset, expected: u128, new: u128) -> u128 {
+        self.ram.mapping.compare_exchange_16(offset, expected, new)
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Panics
+    /// Where they do not lie within the RAM.
+    pub fn read_bytes(&self, offset: Offset, data: &mut [u8]) {
+        self.ram.mapping.read_bytes(offset, data);
+    }
+
+    /// Copies bytes in. Marks nothing.
+    ///
+    /// # Panics
+    /// Where they do not lie within the RAM.
+    pub fn write_bytes(&self, offset: Offset, data: &[u8]) {
+        self.ram.mapping.write_bytes(offset, data);
+    }
+
+    /// Reads a scalar at a guest-physical address, as a page walk does. The scalar must not cross a page.
+    pub fn load_physical<T: Scalar>(&self, address: u64) -> Option<T> {
+        let location = self.locate(address)?;
+        (location.offset + size_of::<T>() as u64 <= self.len()).then(|| self.load(location.offset))
+    }
+}
+
+impl std::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.regions()).finish()
+    }
+}
+
+fn place(regions: &[Region]) -> Result<Vec<Placed>, MemoryError> {
+    let mut placed: Vec<Placed> = Vec::new();
+    let mut offset = 0;
+    let mut free_from = 0;
+    for &region in regions {
+        let Region { start, len, .. } = region;
+        let end = start.checked_add(len).ok_or(MemoryError::BadRegion { start, len })?;
+        if len == 0 || start % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 || start < free_from {
+            return Err(MemoryError::BadRegion { start, len });
+        }
+        placed.push(Placed { region, offset });
+        offset += len;
+        free_from = end;
+    }
+    Ok(placed)
+}
+
+fn region_at(
+    region: MmapRegion<PageTracker>,
+    start: u64,
+) -> Result<GuestRegionMmap<PageTracker>, MemoryError> {
+    let len = region.size() as u64;
+    GuestRegionMmap::new(region, GuestAddress(start)).ok_or(MemoryError::BadRegion { start, len })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::Bytes;
+
+    fn split() -> GuestMemory {
+        let region = |start, len, read_only| Region { start, len, read_only };
+        GuestMemory::new(&[
+            region(0, 0xa0000, false),
+            region(0xe0000, 0x20000, true),
+            region(0x1_0000_0000, 0x10000, false),
+        ])
+        .unwrap()
+    }
+
+    #[test]
+    fn regions_lie_one_after_another() {
+        let memory = split();
+        assert_eq!(memory.len(), 0xd0000);
+        assert_eq!(memory.locate(0xa0000), None);
+        assert_eq!(memory.locate(0xe0010), Some(Location { offset: 0xa0010, read_only: true }));
+        assert_eq!(memory.locate(0x1_0000_0000).unwrap().offset, 0xc0000);
+        assert_eq!(memory.address_of(0xc0000), Some(0x1_0000_0000));
+    }
+
+    #[test]
+    fn devices_and_the_cpu_see_the_same_bytes() {
+        let memory = split();
+        memory.vm().write_obj(0x1122_3344u32, GuestAddress(0x1_0000_0004)).unwrap();
+        assert_eq!(memory.load::<u32>(0xc0004), 0x1122_3344);
+        memory.store::<u64>(3, u64::MAX);
+        assert_eq!(memory.vm().read_obj::<u16>(GuestAddress(2)).unwrap(), 0xff00);
+    }
+
+    #[test]
+    fn overlapping_and_odd_regions_are_refused() {
+        for (start, len) in [(0, 0), (0, 100), (12, 0x1000), (u64::MAX - 0xfff, 0x2000)] {
+            assert!(GuestMemory::new(&[Region { start, len, read_only: false }]).is_err());
+        }
+        let region = Region { start: 0, len: 0x2000, read_only: false };
+        assert!(GuestMemory::new(&[region, Region { start: 0x1000, ..region }]).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "outside the RAM")]
+    fn a_scalar_past_the_end_panics_instead_of_reaching_the_host() {
+        split().load::<u64>(0xd0000 - 4);
+    }
+
+    #[test]
+    fn compare_exchange_gives_what_memory_held() {
+        let memory = split();
+        assert_eq!(memory.compare_exchange::<u16>(1, 0, 7), 0);
+        assert_eq!(memory.compare_exchange::<u16>(1, 0, 9), 7);
+        assert_eq!(memory.load::<u16>(1), 7);
+        assert_eq!(memory.compare_exchange_16(32, 0, 5 << 64), 0);
+        assert_eq!(memory.load::<u64>(40), 5);
+    }
+}

@@ -1,0 +1,135 @@
+//! What is known of each page: whether it was written, and whether translated code came from it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
+
+use crate::{Offset, PAGE_SIZE, Ram};
+
+const CODE: u32 = 1;
+const DIRTY: u32 = 2;
+/// A page's generation counts in the bits above.
+const GENERATION: u32 = 4;
+
+/// One word a page: a generation that changes whenever a page that held translated code is written, a code mark
+/// and a dirty mark.
+///
+/// A vCPU that translates code from a page sets the code mark first ([`PageMarks::mark_code`]), keeps the generation
+/// that it gets, and compares it before it runs the translation again. A vCPU whose translation tables let it
+/// write to the page without looking must have dropped that entry by then.
+#[derive(Debug)]
+pub struct PageMarks(Box<[AtomicU32]>);
+
+impl PageMarks {
+    pub(crate) fn new(pages: u64) -> Self {
+        Self((0..pages).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    /// Marks the page at an offset as holding translated code. Gives its generation, and whether the mark is new.
+    pub fn mark_code(&self, offset: Offset) -> (u32, bool) {
+        let before = self.word(offset).fetch_or(CODE, Ordering::SeqCst);
+        (before / GENERATION, before & CODE == 0)
+    }
+
+    /// The page's generation.
+    #[inline]
+    pub fn generation(&self, offset: Offset) -> u32 {
+        self.word(offset).load(Ordering::Relaxed) / GENERATION
+    }
+
+    /// Whether the page holds translated code, so that a write must come through [`PageMarks::written`].
+    #[inline]
+    pub fn is_code(&self, offset: Offset) -> bool {
+        self.word(offset).load(Ordering::SeqCst) & CODE != 0
+    }
+
+    /// Notes a write to the page at an offset: it is dirty now, and translations of its code are stale.
+    /// Gives whether it held translated code.
+    pub fn written(&self, offset: Offset) -> bool {
+        let word = self.word(offset);
+        if word.load(Ordering::SeqCst) & (CODE | DIRTY) == DIRTY {
+            return false;
+        }
+        let next = |old: u32| {
+            let bumped = if old & CODE != 0 { old.wrapping_add(GENERATION) } else { old };
+            Some(bumped & !CODE | DIRTY)
+        };
+        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok_and(|old| old & CODE != 0)
+    }
+
+    /// Whether the page was written since the last [`PageMarks::clean`].
+    pub fn is_dirty(&self, offset: Offset) -> bool {
+        self.word(offset).load(Ordering::SeqCst) & DIRTY != 0
+    }
+
+    /// Makes the page clean; gives whether it was dirty.
+    pub fn clean(&self, offset: Offset) -> bool {
+        self.word(offset).fetch_and(!DIRTY, Ordering::SeqCst) & DIRTY != 0
+    }
+
+    #[inline]
+    fn word(&self, offset: Offset) -> &AtomicU32 {
+        &self.0[(offset / PAGE_SIZE) as usize]
+    }
+}
+
+/// The marks of one region's pages, as `vm-memory` wants them: every write of a device comes through here.
+#[derive(Clone, Debug)]
+pub struct PageTracker {
+    ram: Arc<Ram>,
+    base: Offset,
+}
+
+impl PageTracker {
+    pub(crate) fn new(ram: Arc<Ram>, base: Offset) -> Self {
+        Self { ram, base }
+    }
+}
+
+impl WithBitmapSlice<'_> for PageTracker {
+    type S = PageTracker;
+}
+
+impl BitmapSlice for PageTracker {}
+
+impl Bitmap for PageTracker {
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        let first = (self.base + offset as u64) / PAGE_SIZE;
+        let end = (self.base + offset as u64 + len as u64).div_ceil(PAGE_SIZE);
+        for page in first..end.min(self.ram.marks.0.len() as u64) {
+            self.ram.marks.written(page * PAGE_SIZE);
+        }
+    }
+    fn dirty_at(&self, offset: usize) -> bool {
+        self.ram.marks.is_dirty(self.base + offset as u64)
+    }
+    fn slice_at(&self, offset: usize) -> Self {
+        Self { ram: self.ram.clone(), base: self.base + offset as u64 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_to_a_code_page_makes_its_translations_stale_once() {
+        let marks = PageMarks::new(2);
+        let (generation, new) = marks.mark_code(4096);
+        assert!(new && !marks.mark_code(4097).1);
+        assert!(marks.written(5000));
+        assert_ne!(marks.generation(4096), generation);
+        assert!(!marks.written(5000) && !marks.is_code(4096));
+        assert!(marks.is_dirty(4096) && !marks.is_dirty(0));
+    }
+
+    #[test]
+    fn a_device_write_marks_every_page_it_touches() {
+        let memory =
+            crate::GuestMemory::new(&[crate::Region { start: 0, len: 0x4000, read_only: false }]).unwrap();
+        PageTracker::new(memory.ram.clone(), 4096).slice_at(4000).mark_dirty(0, 200);
+        let dirty: Vec<_> = (0..4).map(|p| memory.marks().is_dirty(p * 4096)).collect();
+        assert_eq!(dirty, [false, true, true, false]);
+    }
+}
