@@ -78,7 +78,7 @@ pub trait Vcpu: Send {
     ///
     /// # Errors
     /// [`EngineError`] where the host fails the engine; a guest's faults are its own.
-    fn run(&mut self, bus: &dyn Bus) -> Result<VmExit, EngineError>;
+    fn run(&mut self, bus: &Arc<dyn Bus>) -> Result<VmExit, EngineError>;
     /// The architectural state: the same plain data for every engine.
     ///
     /// # Errors
