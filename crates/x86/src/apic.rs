@@ -36,3 +36,30 @@ pub mod offset {
     pub const TIMER_DIVIDE: u32 = 0x3e0;
     pub const SELF_IPI: u32 = 0x3f0;
 }
+
+/// The name of an x2APIC register by its MSR: "x2APIC EOI".
+pub const fn x2apic_name(msr: u32) -> Option<&'static str> {
+    Some(match msr.wrapping_sub(super::msr::X2APIC_BASE) << 4 {
+        offset::ID => "x2APIC ID",
+        offset::VERSION => "x2APIC VERSION",
+        offset::TPR => "x2APIC TPR",
+        offset::PPR => "x2APIC PPR",
+        offset::EOI => "x2APIC EOI",
+        offset::LDR => "x2APIC LDR",
+        offset::SVR => "x2APIC SVR",
+        offset::ESR => "x2APIC ESR",
+        offset::LVT_CMCI => "x2APIC LVT_CMCI",
+        offset::ICR_LOW => "x2APIC ICR",
+        offset::LVT_TIMER => "x2APIC LVT_TIMER",
+        offset::LVT_THERMAL => "x2APIC LVT_THERMAL",
+        offset::LVT_PERFORMANCE => "x2APIC LVT_PERFORMANCE",
+        offset::LVT_LINT0 => "x2APIC LVT_LINT0",
+        offset::LVT_LINT1 => "x2APIC LVT_LINT1",
+        offset::LVT_ERROR => "x2APIC LVT_ERROR",
+        offset::TIMER_INITIAL_COUNT => "x2APIC TIMER_INITIAL_COUNT",
+        offset::TIMER_CURRENT_COUNT => "x2APIC TIMER_CURRENT_COUNT",
+        offset::TIMER_DIVIDE => "x2APIC TIMER_DIVIDE",
+        offset::SELF_IPI => "x2APIC SELF_IPI",
+        _ => return None,
+    })
+}

@@ -51,3 +51,62 @@ pub const KVM_ASYNC_PF_EN: u32 = 0x4b56_4d02;
 pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 pub const KVM_EOI_EN: u32 = 0x4b56_4d04;
 pub const KVM_POLL_CONTROL: u32 = 0x4b56_4d05;
+
+/// The name of a register that has one here: "IA32_TSC_DEADLINE".
+pub const fn name(index: u32) -> Option<&'static str> {
+    macro_rules! names {
+        ($($name:ident),* $(,)?) => {
+            match index {
+                $($name => Some(stringify!($name)),)*
+                0x800..=0x8ff => super::apic::x2apic_name(index),
+                _ => None,
+            }
+        };
+    }
+    names!(
+        IA32_TSC,
+        IA32_PLATFORM_ID,
+        IA32_APIC_BASE,
+        IA32_FEATURE_CONTROL,
+        IA32_TSC_ADJUST,
+        IA32_SPEC_CTRL,
+        IA32_PRED_CMD,
+        IA32_BIOS_SIGN_ID,
+        IA32_MTRRCAP,
+        IA32_ARCH_CAPABILITIES,
+        IA32_FLUSH_CMD,
+        IA32_SYSENTER_CS,
+        IA32_SYSENTER_ESP,
+        IA32_SYSENTER_EIP,
+        IA32_MCG_CAP,
+        IA32_MCG_STATUS,
+        IA32_MISC_ENABLE,
+        IA32_DEBUGCTL,
+        IA32_MTRR_FIX64K_00000,
+        IA32_MTRR_FIX16K_80000,
+        IA32_MTRR_FIX16K_A0000,
+        IA32_MTRR_FIX4K_C0000,
+        IA32_MTRR_FIX4K_F8000,
+        IA32_PAT,
+        IA32_MTRR_DEF_TYPE,
+        IA32_TSC_DEADLINE,
+        IA32_XSS,
+        IA32_EFER,
+        IA32_STAR,
+        IA32_LSTAR,
+        IA32_CSTAR,
+        IA32_FMASK,
+        IA32_FS_BASE,
+        IA32_GS_BASE,
+        IA32_KERNEL_GS_BASE,
+        IA32_TSC_AUX,
+        KVM_WALL_CLOCK,
+        KVM_SYSTEM_TIME,
+        KVM_WALL_CLOCK_NEW,
+        KVM_SYSTEM_TIME_NEW,
+        KVM_ASYNC_PF_EN,
+        KVM_STEAL_TIME,
+        KVM_EOI_EN,
+        KVM_POLL_CONTROL,
+    )
+}
