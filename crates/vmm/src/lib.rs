@@ -1,1 +1,24 @@
-//! placeholder
+//! The machine: RAM, platform devices, vCPUs and the threads that run them, made from one plain configuration.
+//!
+//! ```text
+//! MachineConfig ──Machine::build──▶ Machine ──run──▶ Summary { outcome, .. }
+//!                                     │
+//!            ┌────────────────┬───────┴────────┬─────────────────┐
+//!       vcpu_thread        event_loop        platform          output
+//!   run → match → act    runs the timers   devices on a bus   serial ports' bytes
+//!            └────────────────┴───────┬────────┴─────────────────┘
+//!                                  Ending: the first report of any of them decides how the run ends
+//! ```
+//!
+//! This is the only crate that knows engines and devices both; it knows no terminal, no command line and no guest by
+//! name. Nothing here acts on a device from two places: threads hold handles, and meet in [`Ending`].
+
+pub mod event_loop;
+pub mod layout;
+pub mod ledger_bus;
+pub mod outcome;
+pub mod output;
+pub mod vcpu_thread;
+
+pub use outcome::{Ending, Outcome, StopReason};
+pub use vcpu_thread::VcpuSummary;

@@ -1,0 +1,244 @@
+//! A serial port's output on its way to the host: a bounded queue and the thread that writes it.
+//!
+//! The guest writes a byte at a time and must not wait for a system call each; and it must wait where nobody reads,
+//! for the queue is bounded. When the run ends, what is queued is still written.
+
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::outcome::{Ending, Outcome, StopReason};
+
+/// Bytes that wait to be written before the guest waits too.
+const CAPACITY: usize = 64 * 1024;
+/// How long the writer lets bytes gather after it has written some: the guest sends a line byte by byte.
+const GATHER: Duration = Duration::from_millis(2);
+/// How long a reader that does not read may hold up the end of a run that was stopped from outside.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// The guest's end: a [`Write`] that never waits once the run has ended. Clones write to the same queue.
+#[derive(Clone)]
+pub struct Output(Arc<Shared>);
+
+/// The writing thread's handle.
+pub struct OutputThread {
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something to write, or the end.
+    work: Condvar,
+    /// Room again, or written out.
+    room: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Vec<u8>,
+    /// The writer waits for `work`.
+    idle: bool,
+    /// No more will come.
+    closed: bool,
+    /// The run is ending: nobody waits for room any more.
+    ending: bool,
+    /// The writer has ended.
+    done: bool,
+}
+
+impl Output {
+    /// Starts the thread that writes to `sink`. Where that fails, the run ends.
+    ///
+    /// # Errors
+    /// The host's, where it gives no thread.
+    pub fn start(mut sink: Box<dyn Write + Send>, ending: &Ending) -> io::Result<(Self, OutputThread)> {
+        let shared = Arc::new(Shared::default());
+        let (writer, end) = (shared.clone(), ending.clone());
+        let thread = std::thread::Builder::new().name("output".into()).spawn(move || {
+            if let Err(error) = writer.write_out(&mut *sink) {
+                end.report(failed(&error));
+            }
+            let mut state = writer.lock();
+            state.done = true;
+            state.queue.clear();
+            writer.room.notify_all();
+        })?;
+        let weak = Arc::downgrade(&shared);
+        ending.calls(move || {
+            if let Some(shared) = weak.upgrade() {
+                shared.lock().ending = true;
+                shared.room.notify_all();
+                shared.work.notify_all();
+            }
+        });
+        Ok((Self(shared.clone()), OutputThread { shared, thread }))
+    }
+}
+
+/// A reader that went away is no error of ours.
+fn failed(error: &io::Error) -> Outcome {
+    match error.kind() {
+        ErrorKind::BrokenPipe => Outcome::Stopped(StopReason::OutputClosed),
+        _ => Outcome::HostError(format!("cannot write the guest's output: {error}")),
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let mut state = self.0.lock();
+        while state.queue.len() >= CAPACITY && !state.ending && !state.done {
+            state = self.0.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let room = CAPACITY.saturating_sub(state.queue.len());
+        if !state.done {
+            state.queue.extend_from_slice(&data[..data.len().min(room)]);
+        }
+        if state.idle {
+            state.idle = false;
+            self.0.work.notify_one();
+        }
+        // What finds no room now, with the run ending, never will.
+        Ok(if room == 0 { data.len() } else { data.len().min(room) })
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_out(&self, sink: &mut dyn Write) -> io::Result<()> {
+        let mut batch = Vec::with_capacity(CAPACITY);
+        while self.take(&mut batch) {
+            sink.write_all(&batch)?;
+            sink.flush()?;
+            batch.clear();
+            let state = self.lock();
+            if state.queue.is_empty() && !state.ending && !state.closed {
+                // An idle writer is woken for each byte; one that gathers is not.
+                drop(self.work.wait_timeout(state, GATHER));
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for bytes and takes them all; false when no more will come.
+    fn take(&self, batch: &mut Vec<u8>) -> bool {
+        let mut state = self.lock();
+        while state.queue.is_empty() {
+            if state.closed {
+                return false;
+            }
+            state.idle = true;
+            state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle = false;
+        }
+        std::mem::swap(batch, &mut state.queue);
+        self.room.notify_all();
+        true
+    }
+}
+
+impl OutputThread {
+    /// Writes out what is queued and ends. A run that was stopped from outside does not wait for a reader that does
+    /// not read.
+    pub fn finish(self, stopped: bool) {
+        let limit = stopped.then(|| Instant::now() + LINGER);
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.work.notify_all();
+        while !state.done {
+            match limit.map(|limit| limit.saturating_duration_since(Instant::now())) {
+                None => state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return,
+                Some(left) => {
+                    state =
+                        self.shared.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+            }
+        }
+        drop(state);
+        // It has ended but for its last few instructions.
+        let _ = self.thread.join();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Takes what is written once it is let.
+    struct Gate(mpsc::Receiver<()>, Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Gate {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            self.1.lock().unwrap().extend_from_slice(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gated() -> (Ending, Output, OutputThread, mpsc::Sender<()>, Arc<Mutex<Vec<u8>>>) {
+        let (open, gate) = mpsc::channel();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let ending = Ending::new();
+        let (output, thread) = Output::start(Box::new(Gate(gate, written.clone())), &ending).unwrap();
+        (ending, output, thread, open, written)
+    }
+
+    #[test]
+    fn everything_is_written_in_order_by_the_end() {
+        let (_ending, mut output, thread, open, written) = gated();
+        drop(open);
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
+        for byte in &bytes {
+            output.write_all(&[*byte]).unwrap();
+        }
+        thread.finish(false);
+        assert!(*written.lock().unwrap() == bytes);
+    }
+
+    #[test]
+    fn a_flooding_guest_waits_for_the_reader_and_goes_on_when_the_run_ends() {
+        let (ending, mut output, thread, open, _written) = gated();
+        let guest = std::thread::spawn(move || output.write_all(&vec![0; 4 * CAPACITY]).map(|()| output));
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(!guest.is_finished());
+        ending.report(Outcome::Stopped(StopReason::Quit));
+        let output = guest.join().unwrap().unwrap();
+        assert!(output.0.lock().queue.len() <= CAPACITY);
+        // The reader still does not read: finishing gives up on it.
+        thread.finish(true);
+        drop(open);
+    }
+
+    #[test]
+    fn a_reader_that_went_away_ends_the_run() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let ending = Ending::new();
+        let (mut output, thread) = Output::start(Box::new(Closed), &ending).unwrap();
+        output.write_all(b"x").unwrap();
+        assert_eq!(ending.wait(), Outcome::Stopped(StopReason::OutputClosed));
+        output.write_all(&vec![0; 2 * CAPACITY]).unwrap();
+        thread.finish(false);
+    }
+}
