@@ -230,21 +230,32 @@ impl Bus for MachineBus {
     }
 }
 
-/// Registers of one byte each: how devices of the ISA bus are written, wider accesses being several of one byte.
-pub(crate) trait ByteRegisters {
-    fn read_byte(&mut self, offset: u64) -> u8;
-    fn write_byte(&mut self, offset: u64, value: u8);
+/// A device whose registers are one byte wide, as those of the ISA bus are: an access of several bytes reaches several
+/// registers, the lowest first.
+pub trait ByteDevice: Send {
+    /// Reads the register at `offset`.
+    fn read_register(&mut self, offset: u64) -> u8;
+    /// Writes the register at `offset`.
+    fn write_register(&mut self, offset: u64, value: u8);
+    /// Its name, as [`Device::register`] has it.
+    fn register_name(&self, offset: u64, write: bool) -> &'static str;
+}
 
-    fn read_bytes(&mut self, offset: u64, data: &mut [u8]) {
+impl<T: ByteDevice> Device for T {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {
-            *byte = self.read_byte(offset.wrapping_add(index as u64));
+            *byte = self.read_register(offset.wrapping_add(index as u64));
         }
     }
 
-    fn write_bytes(&mut self, offset: u64, data: &[u8]) {
+    fn write(&mut self, offset: u64, data: &[u8]) {
         for (index, &byte) in data.iter().enumerate() {
-            self.write_byte(offset.wrapping_add(index as u64), byte);
+            self.write_register(offset.wrapping_add(index as u64), byte);
         }
+    }
+
+    fn register(&self, offset: u64, write: bool) -> &'static str {
+        self.register_name(offset, write)
     }
 }
 

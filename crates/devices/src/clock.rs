@@ -159,6 +159,11 @@ impl Timer {
         self.shared.set(&self.slot, NEVER);
     }
 
+    /// Nanoseconds since the machine started: the clock of the deadlines.
+    pub fn now(&self) -> u64 {
+        self.shared.time.now()
+    }
+
     /// The deadline, where one is armed.
     pub fn deadline(&self) -> Option<u64> {
         let deadline = self.slot.deadline.load(Ordering::Relaxed);
@@ -187,7 +192,9 @@ impl ManualTime {
 
     /// Moves it forward.
     pub fn advance(&self, ns: u64) {
-        self.now.fetch_add(ns, Ordering::SeqCst);
+        let advanced = |now: u64| Some(now.saturating_add(ns));
+        // The closure always gives a value, so the update cannot fail.
+        let _ = self.now.fetch_update(Ordering::SeqCst, Ordering::SeqCst, advanced);
     }
 
     /// Sets the wall clock that belongs to time zero, in nanoseconds since the Unix epoch.

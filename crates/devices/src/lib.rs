@@ -18,6 +18,8 @@ pub mod bus;
 pub mod clock;
 pub mod cmos;
 pub mod debug_exit;
+#[cfg(test)]
+mod fuzz;
 pub mod i8042;
 pub mod interrupt;
 pub mod irq;
