@@ -1,0 +1,151 @@
+//! A machine in KVM: memory slots, interrupt controllers, interrupt lines.
+#![allow(unsafe_code)] // Memory slots.
+
+use std::sync::Arc;
+
+use engine::EngineError;
+use guest_memory::GuestMemory;
+use kvm_bindings::{
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::cpuid::{self, CpuidEntry};
+use crate::error::host;
+use crate::{KvmVcpu, VcpuConfig};
+
+/// Guest-physical addresses of three pages that KVM needs on Intel's processors for a task state segment, and of the page
+/// below them for an identity map, both of its own making. Within the firmware's 16 MiB, away from RAM and devices.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A machine on `/dev/kvm`. Clones share it.
+///
+/// KVM brings the PIC, the I/O APIC, the local APICs and the PIT (with port 0x61): devices at their addresses would never
+/// be asked.
+#[derive(Clone)]
+pub struct KvmVm {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What the machine and each of its vCPUs keep alive.
+pub(crate) struct Shared {
+    pub(crate) vm: VmFd,
+    /// What CPUID can offer on this host.
+    pub(crate) supported_cpuid: Vec<CpuidEntry>,
+    /// The guest's RAM must stay mapped as long as anything can run in it.
+    _memory: GuestMemory,
+}
+
+/// Whether KVM models the interrupt controllers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Irqchip {
+    Kernel,
+    /// None at all: HLT comes back.
+    None,
+}
+
+impl KvmVm {
+    /// A machine with this memory.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where KVM does not open or refuses. See [`crate::probe`] for a reason fit for a user.
+    pub fn new(memory: &GuestMemory) -> Result<Self, EngineError> {
+        Self::with_irqchip(memory, Irqchip::Kernel)
+    }
+
+    pub(crate) fn with_irqchip(memory: &GuestMemory, irqchip: Irqchip) -> Result<Self, EngineError> {
+        let kvm = Kvm::new().map_err(host("open /dev/kvm"))?;
+        let vm = kvm.create_vm().map_err(host("KVM_CREATE_VM"))?;
+        vm.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(host("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(TSS_ADDRESS).map_err(host("KVM_SET_TSS_ADDR"))?;
+        if irqchip == Irqchip::Kernel {
+            create_irqchip(&vm)?;
+        }
+        map_memory(&vm, memory)?;
+        let supported_cpuid = cpuid::supported(&kvm)?;
+        Ok(Self { shared: Arc::new(Shared { vm, _memory: memory.clone(), supported_cpuid }) })
+    }
+
+    /// A virtual CPU, in its state after power-up; those other than number 0 wait for their SIPI.
+    ///
+    /// # Errors
+    /// [`EngineError`] where KVM refuses.
+    pub fn create_vcpu(&self, config: VcpuConfig<'_>) -> Result<KvmVcpu, EngineError> {
+        KvmVcpu::new(self.shared.clone(), config)
+    }
+
+    /// What CPUID can offer on this host.
+    pub fn supported_cpuid(&self) -> &[CpuidEntry] {
+        &self.shared.supported_cpuid
+    }
+
+    /// Sets the level of an interrupt line: 0 to 15 reach the PIC and the I/O APIC, 16 to 23 the I/O APIC alone.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] for a line that does not exist.
+    pub fn set_irq_line(&self, line: u32, active: bool) -> Result<(), EngineError> {
+        self.shared.vm.set_irq_line(line, active).map_err(host("KVM_IRQ_LINE"))
+    }
+
+    /// Sends a message-signalled interrupt. Gives whether a local APIC took it.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where KVM refuses the message.
+    pub fn signal_msi(&self, address: u64, data: u32) -> Result<bool, EngineError> {
+        let message = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        self.shared.vm.signal_msi(message).map(|taken| taken > 0).map_err(host("KVM_SIGNAL_MSI"))
+    }
+
+    /// Nanoseconds of the machine's paravirtual clock.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where KVM has none.
+    pub fn clock(&self) -> Result<u64, EngineError> {
+        self.shared.vm.get_clock().map(|data| data.clock).map_err(host("KVM_GET_CLOCK"))
+    }
+
+    /// Sets the paravirtual clock, in nanoseconds: a resumed machine goes on where it stopped.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where KVM has none.
+    pub fn set_clock(&self, nanoseconds: u64) -> Result<(), EngineError> {
+        let data = kvm_bindings::kvm_clock_data { clock: nanoseconds, ..Default::default() };
+        self.shared.vm.set_clock(&data).map_err(host("KVM_SET_CLOCK"))
+    }
+}
+
+fn create_irqchip(vm: &VmFd) -> Result<(), EngineError> {
+    vm.create_irq_chip().map_err(host("KVM_CREATE_IRQCHIP"))?;
+    let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+    vm.create_pit2(pit).map_err(host("KVM_CREATE_PIT2"))
+}
+
+/// One slot for each region. Where KVM has no read-only slots such a region has none: its reads would miss.
+fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), EngineError> {
+    for (slot, region) in (0..).zip(memory.regions()) {
+        if region.read_only && !vm.check_extension(Cap::ReadonlyMem) {
+            return Err(EngineError::Unavailable("this KVM has no read-only memory slots".to_owned()));
+        }
+        let address = memory.locate(region.start).and_then(|place| memory.host_address(place.offset));
+        let Some(userspace_addr) = address else {
+            return Err(EngineError::BadState(format!("no memory behind the region at {:#x}", region.start)));
+        };
+        let slot = kvm_userspace_memory_region {
+            slot,
+            flags: if region.read_only { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: region.start,
+            memory_size: region.len,
+            userspace_addr,
+        };
+        // SAFETY: the region's bytes lie one after another from that address, and `Shared` keeps them mapped as long as the
+        // machine or one of its vCPUs exists. They are guest memory: nothing holds a reference to them.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(host("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
