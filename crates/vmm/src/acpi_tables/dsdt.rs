@@ -1,0 +1,153 @@
+//! The DSDT: the devices that cannot be found by probing.
+//! ACPI Specification, *Differentiated System Description Table (DSDT)*.
+
+use std::ops::Range;
+
+use ::acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    PackageBuilder, Path, ResourceTemplate, Scope, ZERO,
+};
+use ::acpi_tables::{Aml, sdt::Sdt};
+
+use super::{AcpiConfig, Ecam, OEM, OEM_REVISION, OEM_TABLE, S5_SLEEP_TYPE, pci_gsi, ports};
+use crate::layout;
+
+/// From this revision on integers have 64 bits.
+const REVISION: u8 = 2;
+const HEADER_LEN: u32 = 36;
+const PCI_SLOTS: u8 = 32;
+const PCI_PINS: u8 = 4;
+
+/// The table.
+pub(super) fn table(config: &AcpiConfig) -> Vec<u8> {
+    let mut aml = Vec::new();
+    for cpu in 0..config.cpus {
+        scope(&cpu_device(cpu), &mut aml);
+    }
+    scope(&pci_root(config), &mut aml);
+    scope(&motherboard(config.ecam), &mut aml);
+    for device in legacy_devices() {
+        scope(&device, &mut aml);
+    }
+    // PM1a and PM1b sleep types, and two reserved elements.
+    let sleep = Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO]);
+    Name::new("_S5_".into(), &sleep).to_aml_bytes(&mut aml);
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    dsdt.append_slice(&aml);
+    dsdt.as_slice().to_vec()
+}
+
+/// Puts a device under `\_SB`.
+fn scope(device: &dyn Aml, aml: &mut Vec<u8>) {
+    Scope::new(Path::new("\\_SB_"), vec![device]).to_aml_bytes(aml);
+}
+
+/// Bytes that are AML already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn ::acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+/// A device with its objects.
+fn device(name: &str, objects: &[&dyn Aml]) -> Raw {
+    let mut bytes = Vec::new();
+    Device::new(Path::new(name), objects.to_vec()).to_aml_bytes(&mut bytes);
+    Raw(bytes)
+}
+
+fn hardware_id(id: &str) -> Name {
+    Name::new("_HID".into(), &EISAName::new(id))
+}
+
+fn resources(descriptors: &[&dyn Aml]) -> Name {
+    Name::new("_CRS".into(), &ResourceTemplate::new(descriptors.to_vec()))
+}
+
+/// A processor; its number is the MADT's processor UID.
+fn cpu_device(cpu: u32) -> Raw {
+    let hid = Name::new("_HID".into(), &"ACPI0007");
+    device(&format!("C{cpu:03X}"), &[&hid, &Name::new("_UID".into(), &cpu)])
+}
+
+/// The PCI root bridge: its windows and its interrupt lines.
+fn pci_root(config: &AcpiConfig) -> Raw {
+    let hid = if config.ecam.is_some() { "PNP0A08" } else { "PNP0A03" };
+    let last_bus = config.ecam.map_or(0xff, |ecam| u16::from(ecam.last_bus));
+    let mmio32 = &layout::PCI_MMIO32;
+    let mut windows: Vec<Box<dyn Aml>> = vec![
+        Box::new(AddressSpace::new_bus_number(0u16, last_bus)),
+        // The configuration ports are the bridge's own; the rest of the port space is passed on.
+        Box::new(IO::new(0xcf8, 0xcf8, 1, 8)),
+        Box::new(AddressSpace::new_io(0u16, 0xcf7, None)),
+        Box::new(AddressSpace::new_io(0xd00u16, 0xffff, None)),
+        Box::new(memory_window(mmio32.start as u32, (mmio32.end - 1) as u32)),
+    ];
+    if let Some(Range { start, end }) = config.pci_mmio64.clone().filter(|window| !window.is_empty()) {
+        windows.push(Box::new(memory_window(start, end - 1)));
+    }
+    let windows: Vec<&dyn Aml> = windows.iter().map(|window| &**window as &dyn Aml).collect();
+    device(
+        "PCI0",
+        &[
+            &hardware_id(hid),
+            &Name::new("_CID".into(), &EISAName::new("PNP0A03")),
+            &Name::new("_UID".into(), &ZERO),
+            &Name::new("_BBN".into(), &ZERO),
+            &resources(&windows),
+            &Name::new("_PRT".into(), &interrupt_routing()),
+        ],
+    )
+}
+
+fn memory_window<T: Default>(first: T, last: T) -> AddressSpace<T> {
+    AddressSpace::new_memory(AddressSpaceCacheable::NotCacheable, true, first, last, None)
+}
+
+/// For each slot and pin its global system interrupt.
+fn interrupt_routing() -> PackageBuilder {
+    let mut table = PackageBuilder::new();
+    for slot in 0..PCI_SLOTS {
+        for pin in 0..PCI_PINS {
+            let address = u32::from(slot) << 16 | 0xffff;
+            table.add_element(&Package::new(vec![&address, &pin, &ZERO, &pci_gsi(slot, pin)]));
+        }
+    }
+    table
+}
+
+/// What belongs to the board and to no driver: the power management ports, the configuration space.
+fn motherboard(ecam: Option<Ecam>) -> Raw {
+    let pm =
+        IO::new(ports::PM1A_EVT, ports::PM1A_EVT, 1, (ports::GPE0 - ports::PM1A_EVT) as u8 + ports::GPE0_LEN);
+    let smi = IO::new(ports::SMI_CMD, ports::SMI_CMD, 1, 2);
+    let window = ecam.map(|ecam| {
+        let bytes = (u32::from(ecam.last_bus) + 1) << 20;
+        Memory32Fixed::new(true, ecam.base as u32, bytes)
+    });
+    let mut descriptors: Vec<&dyn Aml> = vec![&pm, &smi];
+    descriptors.extend(window.as_ref().map(|window| window as &dyn Aml));
+    device("MBRD", &[&hardware_id("PNP0C02"), &Name::new("_UID".into(), &ZERO), &resources(&descriptors)])
+}
+
+/// A PC's own devices: serial ports, keyboard, clock, timer.
+fn legacy_devices() -> [Raw; 5] {
+    let ports = |first: u16, count: u8| IO::new(first, first, 1, count);
+    let irq = |number: u32| Interrupt::new(true, true, false, false, number);
+    let serial = |name: &str, uid: u8, port: u16, number: u32| {
+        let resources = resources(&[&ports(port, 8), &irq(number)]);
+        device(name, &[&hardware_id("PNP0501"), &Name::new("_UID".into(), &uid), &resources])
+    };
+    let simple = |name: &str, id: &str, descriptors: &[&dyn Aml]| {
+        device(name, &[&hardware_id(id), &resources(descriptors)])
+    };
+    [
+        serial("COM1", 1, 0x3f8, 4),
+        serial("COM2", 2, 0x2f8, 3),
+        simple("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &irq(1)]),
+        simple("RTC_", "PNP0B00", &[&ports(0x70, 2), &irq(8)]),
+        simple("TIMR", "PNP0100", &[&ports(0x40, 4), &irq(0)]),
+    ]
+}

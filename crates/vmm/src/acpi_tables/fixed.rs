@@ -1,0 +1,63 @@
+//! The FADT: where the fixed hardware is. ACPI Specification, *Fixed ACPI Description Table (FADT)*.
+
+use ::acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use ::acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+
+use super::{OEM, OEM_REVISION, OEM_TABLE, SCI, bytes, ports};
+use crate::layout;
+
+/// CMOS register that holds the century.
+const CMOS_CENTURY: u8 = 0x32;
+/// Latencies that mean "there is no such state", in microseconds.
+const NO_C2: u16 = 101;
+const NO_C3: u16 = 1001;
+
+/// Bits of the IA-PC boot architecture flags. The 8042 and devices of a PC are there.
+mod boot_architecture {
+    pub(super) const LEGACY_DEVICES: u16 = 1 << 0;
+    pub(super) const I8042: u16 = 1 << 1;
+    pub(super) const NO_VGA: u16 = 1 << 2;
+}
+
+/// The table, with the DSDT at `dsdt`.
+///
+/// The power button is fixed hardware (its flag is clear); there is no sleep button and no wake-up by the clock.
+pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
+    let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
+        .firmware_ctrl_32(layout::FACS as u32)
+        .preferred_pm_profile(PmProfile::Unspecified);
+    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::FixRtc, Flags::ResetRegSup] {
+        fadt = fadt.flag(flag);
+    }
+    fadt.dsdt = (dsdt as u32).into();
+    fadt.x_dsdt = dsdt.into();
+    fadt.sci_int = u16::from(SCI).into();
+    fadt.smi_cmd = u32::from(ports::SMI_CMD).into();
+    fadt.acpi_enable = ports::ACPI_ENABLE;
+    fadt.acpi_disable = ports::ACPI_DISABLE;
+    fadt.pm1a_evt_blk = u32::from(ports::PM1A_EVT).into();
+    fadt.pm1a_cnt_blk = u32::from(ports::PM1A_CNT).into();
+    fadt.pm_tmr_blk = u32::from(ports::PM_TMR).into();
+    fadt.gpe0_blk = u32::from(ports::GPE0).into();
+    fadt.pm1_evt_len = 4;
+    fadt.pm1_cnt_len = 2;
+    fadt.pm_tmr_len = 4;
+    fadt.gpe0_blk_len = ports::GPE0_LEN;
+    fadt.x_pm1a_evt_blk = port(ports::PM1A_EVT, 32, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = port(ports::PM1A_CNT, 16, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = port(ports::PM_TMR, 32, AccessSize::DwordAccess);
+    fadt.x_gpe0_blk = port(ports::GPE0, 8 * ports::GPE0_LEN, AccessSize::ByteAccess);
+    fadt.p_lvl2_lat = NO_C2.into();
+    fadt.p_lvl3_lat = NO_C3.into();
+    fadt.century = CMOS_CENTURY;
+    let architecture =
+        boot_architecture::LEGACY_DEVICES | boot_architecture::I8042 | boot_architecture::NO_VGA;
+    fadt.iapc_boot_arch = architecture.into();
+    fadt.reset_reg = port(ports::RESET, 8, AccessSize::ByteAccess);
+    fadt.reset_value = ports::RESET_VALUE;
+    bytes(&fadt.finalize())
+}
+
+fn port(port: u16, bits: u8, access: AccessSize) -> GAS {
+    GAS::new(AddressSpace::SystemIo, bits, 0, access, port.into())
+}

@@ -1,0 +1,189 @@
+//! The ACPI tables: what the machine tells its operating system of itself.
+//!
+//! Everything but the FACS is read-only to the guest and lies in one block, the RSDP first. The machine is a PC with
+//! ACPI's fixed hardware (not "hardware-reduced"): power management ports, a system control interrupt, a reset port.
+//! ACPI Specification, *ACPI Software Programming Model*.
+
+mod dsdt;
+mod fixed;
+mod madt;
+
+use std::ops::Range;
+
+use ::acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
+use guest_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::layout;
+
+/// The interrupt of ACPI events: level-triggered, active high.
+pub const SCI: u8 = 9;
+/// The sleep type of S5, soft off, in PM1a_CNT.
+pub const S5_SLEEP_TYPE: u8 = 5;
+/// The first of the eight global system interrupts that PCI devices share.
+pub const PCI_GSI_BASE: u32 = 16;
+/// How many there are.
+pub const PCI_GSI_COUNT: u32 = 8;
+
+/// I/O ports of the fixed hardware and what is written to them.
+pub mod ports {
+    /// Power management event block: status and enable, 4 bytes.
+    pub const PM1A_EVT: u16 = 0x600;
+    /// Power management control, 2 bytes.
+    pub const PM1A_CNT: u16 = 0x604;
+    /// Power management timer, 4 bytes.
+    pub const PM_TMR: u16 = 0x608;
+    /// General-purpose events: status and enable, 4 bytes.
+    pub const GPE0: u16 = 0x620;
+    /// Bytes of GPE0.
+    pub const GPE0_LEN: u8 = 4;
+    /// SMI command port.
+    pub const SMI_CMD: u16 = 0xb2;
+    /// Written to the SMI command port: ACPI on.
+    pub const ACPI_ENABLE: u8 = 0xa0;
+    /// Written to the SMI command port: ACPI off.
+    pub const ACPI_DISABLE: u8 = 0xa1;
+    /// Reset control register.
+    pub const RESET: u16 = 0xcf9;
+    /// Written to the reset control register: full reset.
+    pub const RESET_VALUE: u8 = 6;
+}
+
+/// The global system interrupt of a PCI device's pin: `pin` is 0 for INTA. Neighbouring slots get different ones.
+pub const fn pci_gsi(slot: u8, pin: u8) -> u32 {
+    PCI_GSI_BASE + (slot as u32 + pin as u32) % PCI_GSI_COUNT
+}
+
+/// What the tables tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AcpiConfig {
+    /// Virtual processors; their local APIC IDs are 0 to `cpus - 1`.
+    pub cpus: u32,
+    /// The window of the PCI configuration space, where the machine decodes it.
+    pub ecam: Option<Ecam>,
+    /// The window for 64-bit PCI memory.
+    pub pci_mmio64: Option<Range<u64>>,
+}
+
+/// A memory-mapped PCI configuration space that starts with bus 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ecam {
+    /// Guest-physical address; a multiple of 1 MiB below 4 GiB.
+    pub base: u64,
+    /// Number of the last bus.
+    pub last_bus: u8,
+}
+
+/// Why there are no tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AcpiError {
+    /// More processors than the tables can name.
+    #[error("{0} processors: the ACPI tables can name 1 to {MAX_CPUS}")]
+    Cpus(u32),
+    /// More than the firmware area holds.
+    #[error("the ACPI tables take {bytes} bytes, there is room for {room}")]
+    TooLarge {
+        /// Bytes of all tables.
+        bytes: u64,
+        /// Bytes in the area.
+        room: u64,
+    },
+    /// A machine without the RAM for them.
+    #[error("no RAM at {0:#x} for the ACPI tables")]
+    NoRam(u64),
+}
+
+/// The most processors that are named.
+pub const MAX_CPUS: u32 = 1024;
+
+/// What every table's header says of its maker.
+const OEM: [u8; 6] = *b"RINGSD";
+const OEM_TABLE: [u8; 8] = *b"RINGSIDE";
+const OEM_REVISION: u32 = 1;
+
+/// The tables, and where they go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcpiTables {
+    /// Guest-physical address of the RSDP.
+    pub rsdp: u64,
+    /// Guest-physical addresses and bytes, in no overlap.
+    pub tables: Vec<(u64, Vec<u8>)>,
+}
+
+/// Builds the tables for their usual places: [`layout::ACPI_TABLES`] and [`layout::FACS`].
+///
+/// # Errors
+/// [`AcpiError`] for too many processors, or none.
+pub fn build(config: &AcpiConfig) -> Result<AcpiTables, AcpiError> {
+    if !(1..=MAX_CPUS).contains(&config.cpus) {
+        return Err(AcpiError::Cpus(config.cpus));
+    }
+    let rsdp = layout::ACPI_TABLES.start;
+    let mut block =
+        Block { next: rsdp + Rsdp::len().next_multiple_of(Block::ALIGNMENT) as u64, tables: vec![] };
+    let dsdt = block.add(dsdt::table(config));
+    let mut listed = vec![block.add(fixed::fadt(dsdt)), block.add(madt::table(config.cpus))];
+    if let Some(ecam) = config.ecam {
+        listed.push(block.add(mcfg(ecam)));
+    }
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    for table in listed {
+        xsdt.add_entry(table);
+    }
+    let xsdt = block.add(bytes(&xsdt));
+    let Block { next, mut tables } = block;
+    let room = layout::ACPI_TABLES.end - rsdp;
+    if next - rsdp > room {
+        return Err(AcpiError::TooLarge { bytes: next - rsdp, room });
+    }
+    tables.push((rsdp, bytes(&Rsdp::new(OEM, xsdt))));
+    tables.push((layout::FACS, bytes(&FACS::new())));
+    Ok(AcpiTables { rsdp, tables })
+}
+
+impl AcpiTables {
+    /// Writes the tables.
+    ///
+    /// # Errors
+    /// [`AcpiError::NoRam`] where the memory is not that of [`layout::regions`].
+    pub fn write(&self, memory: &GuestMemory) -> Result<(), AcpiError> {
+        for (address, bytes) in &self.tables {
+            memory.vm().write_slice(bytes, GuestAddress(*address)).map_err(|_| AcpiError::NoRam(*address))?;
+        }
+        Ok(())
+    }
+}
+
+/// Tables one after another.
+struct Block {
+    next: u64,
+    tables: Vec<(u64, Vec<u8>)>,
+}
+
+impl Block {
+    const ALIGNMENT: usize = 64;
+
+    /// Places a table; gives its address.
+    fn add(&mut self, bytes: Vec<u8>) -> u64 {
+        let address = self.next;
+        self.next += bytes.len().next_multiple_of(Self::ALIGNMENT) as u64;
+        self.tables.push((address, bytes));
+        address
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// The table that tells where the PCI configuration space lies. PCI Firmware Specification, *MCFG Table Description*.
+fn mcfg(ecam: Ecam) -> Vec<u8> {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(ecam.base, 0, 0, ecam.last_bus);
+    bytes(&mcfg)
+}
+
+#[cfg(test)]
+mod tests;
