@@ -146,7 +146,7 @@ fn a_kick_before_the_run_is_not_lost() {
 fn no_kick_is_lost_however_it_falls() {
     // OUT 0x80, AL; JMP back: in and out of KVM all the time.
     let Some(mut guest) = or_skip(TinyGuest::new(&[0xe6, 0x80, 0xeb, 0xfc])) else { return };
-    let bus: Arc<dyn Bus> = Arc::new(crate::tests::Nobody);
+    let bus: Arc<dyn Bus> = Arc::new(Nobody);
     let kick = guest.vcpu.kick();
     let (tell, told) = std::sync::mpsc::channel();
     let kicker = std::thread::spawn(move || {
@@ -341,4 +341,73 @@ fn a_second_vcpu_waits_for_its_sipi() {
     });
     assert_eq!(second.run(&bus).unwrap(), VmExit::Interrupted);
     kicker.join().unwrap();
+}
+
+/// The local APIC's page as a real-mode data segment, so that code there needs no paging.
+fn with_apic_segment(mut state: VcpuState) -> VcpuState {
+    state.segments[3].base = x86::apic::DEFAULT_BASE;
+    state
+}
+
+/// MOV DWORD [offset], value with a 16-bit address.
+fn store(offset: u16, value: u32) -> Vec<u8> {
+    [&[0x66, 0xc7, 0x06][..], &offset.to_le_bytes(), &value.to_le_bytes()].concat()
+}
+
+#[test]
+fn init_and_sipi_start_a_second_vcpu() {
+    // The boot processor enables its local APIC, sends INIT and SIPI (vector 2) to APIC ID 1, and spins.
+    let mut code = [store(0xf0, 0x1ff), store(0x310, 1 << 24), store(0x300, 0x4500)].concat();
+    code.extend([store(0x310, 1 << 24), store(0x300, 0x4602), vec![0xeb, 0xfe]].concat());
+    let Some((vm, memory)) = machine(&code) else { return };
+    // The second one, at 0x2000: MOV AX, CS; OUT 0x80, AX; IN AL, 0x99; JMP $
+    memory.write_bytes(0x2000, &[0x8c, 0xc8, 0xe7, 0x80, 0xe4, 0x99, 0xeb, 0xfe]);
+    let config = |id| VcpuConfig { id, attention: engine::Attention::new(), cpuid: &[], recorder: None };
+    let mut boot = vm.create_vcpu(config(0)).unwrap();
+    let mut second = vm.create_vcpu(config(1)).unwrap();
+    boot.set_state(&with_apic_segment(real_mode())).unwrap();
+    let (stop, script) = (boot.kick(), Arc::new(Script::default()));
+    *script.kick.lock().unwrap() = Some(second.kick());
+    let bus: Arc<dyn Bus> = script.clone();
+    let thread = std::thread::spawn(move || boot.run(&(Arc::new(Nobody) as Arc<dyn Bus>)).unwrap());
+    assert_eq!(second.run(&bus).unwrap(), VmExit::Interrupted);
+    assert_eq!(script.seen()[0], out(0x80, &[0x00, 0x02]));
+    assert!(!second.state().unwrap().waits_for_sipi);
+    stop.kick();
+    assert_eq!(thread.join().unwrap(), VmExit::Interrupted);
+}
+
+#[test]
+fn a_message_signalled_interrupt_reaches_the_guest() {
+    // Enable the local APIC, STI; HLT; JMP $. Vector 0x40's handler at 0x1100: OUT 0x80, AL; IN AL, 0x99; IRET
+    let mut code = [store(0xf0, 0x1ff), vec![0xfb, 0xe6, 0x81, 0xf4, 0xeb, 0xfe]].concat();
+    code.resize(0x100, 0x90);
+    code.extend([0xe6, 0x80, 0xe4, 0x99, 0xcf]);
+    let Some((vm, memory)) = machine(&code) else { return };
+    memory.store::<u32>(0x40 * 4, 0x1100);
+    let config = VcpuConfig { id: 0, attention: engine::Attention::new(), cpuid: &[], recorder: None };
+    let mut vcpu = vm.create_vcpu(config).unwrap();
+    vcpu.set_state(&with_apic_segment(real_mode())).unwrap();
+    let script = Arc::new(Script::default());
+    *script.kick.lock().unwrap() = Some(vcpu.kick());
+    let bus: Arc<dyn Bus> = script.clone();
+    let (device, watched) = (vm.clone(), script.clone());
+    let thread = std::thread::spawn(move || {
+        while watched.seen().is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(device.signal_msi(0xfee0_0000, 0x40).unwrap());
+    });
+    assert_eq!(vcpu.run(&bus).unwrap(), VmExit::Interrupted);
+    thread.join().unwrap();
+    let ports: Vec<_> = script.seen().iter().map(|access| access.1).collect();
+    assert_eq!(ports, [0x81, 0x80, 0x99]);
+}
+
+#[test]
+fn the_paravirtual_clock_runs_and_can_be_set() {
+    let Some((vm, _memory)) = machine(&[0xf4]) else { return };
+    vm.set_clock(1_000_000_000_000).unwrap();
+    let clock = vm.clock().unwrap();
+    assert!((1_000_000_000_000..1_100_000_000_000).contains(&clock), "{clock}");
 }

@@ -25,6 +25,7 @@ const STACK: u64 = 0x8000;
 pub(crate) struct TinyGuest {
     pub(crate) memory: GuestMemory,
     pub(crate) vcpu: KvmVcpu,
+    #[cfg(test)]
     pub(crate) attention: Arc<Attention>,
 }
 
@@ -45,7 +46,12 @@ impl TinyGuest {
             vm.create_vcpu(VcpuConfig { id: 0, attention: attention.clone(), cpuid: &[], recorder: None })?;
         memory.write_bytes(CODE, code);
         vcpu.set_state(&long_mode())?;
-        Ok(Self { memory, vcpu, attention })
+        Ok(Self {
+            memory,
+            vcpu,
+            #[cfg(test)]
+            attention,
+        })
     }
 
     /// Runs until something happens that is not the bus's.

@@ -120,7 +120,7 @@ impl KvmVcpu {
         let start = exits::ticks();
         self.kicker.clear();
         let leave = self.attention.take(Signals::EXIT);
-        self.attention.take(Signals(u32::MAX & !Signals::EXIT.0));
+        self.attention.take(Signals(!Signals::EXIT.0));
         self.record(ExitReason::ExternalInterrupt, start);
         leave.then_some(VmExit::Interrupted)
     }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use engine::EngineError;
 use guest_memory::GuestMemory;
 use kvm_bindings::{
-    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, kvm_msi, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MEM_READONLY, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_irq_routing_entry,
+    kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_msi, kvm_pit_config,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -123,7 +126,35 @@ impl KvmVm {
 fn create_irqchip(vm: &VmFd) -> Result<(), EngineError> {
     vm.create_irq_chip().map_err(host("KVM_CREATE_IRQCHIP"))?;
     let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-    vm.create_pit2(pit).map_err(host("KVM_CREATE_PIT2"))
+    vm.create_pit2(pit).map_err(host("KVM_CREATE_PIT2"))?;
+    let routes = KvmIrqRouting::from_entries(&routes())
+        .map_err(|e| EngineError::Unavailable(format!("interrupt routes: {e:?}")))?;
+    vm.set_gsi_routing(&routes).map_err(host("KVM_SET_GSI_ROUTING"))
+}
+
+/// Lines of the I/O APIC.
+const IOAPIC_PINS: u32 = 24;
+/// Lines of the two PICs.
+const PIC_PINS: u32 = 16;
+/// The I/O APIC's pin for the PIT, on line 0: pin 0 is the PIC's output. The MADT tells so.
+const TIMER_PIN: u32 = 2;
+
+/// Where each interrupt line leads: as on a PC, where line 2 is the PICs' own cascade.
+fn routes() -> Vec<kvm_irq_routing_entry> {
+    let route = |gsi, irqchip, pin| {
+        let target = kvm_irq_routing_irqchip { irqchip, pin };
+        let u = kvm_irq_routing_entry__bindgen_ty_1 { irqchip: target };
+        kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, u, ..Default::default() }
+    };
+    let pic = (0..PIC_PINS).filter(|&line| line != TIMER_PIN).map(|line| match line {
+        0..8 => route(line, KVM_IRQCHIP_PIC_MASTER, line),
+        _ => route(line, KVM_IRQCHIP_PIC_SLAVE, line - 8),
+    });
+    let ioapic = (0..IOAPIC_PINS).filter(|&line| line != TIMER_PIN).map(|line| {
+        let pin = if line == 0 { TIMER_PIN } else { line };
+        route(line, KVM_IRQCHIP_IOAPIC, pin)
+    });
+    pic.chain(ioapic).collect()
 }
 
 /// One slot for each region. Where KVM has no read-only slots such a region has none: its reads would miss.
