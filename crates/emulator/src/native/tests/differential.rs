@@ -1,0 +1,188 @@
+use std::collections::BTreeSet;
+
+use iced_x86::{Code, Instruction, Mnemonic};
+
+use super::Random;
+use super::samples::{Form, has_form, sample};
+use super::truth::{Machine, OPERAND, Truth};
+use crate::native::allow_list::runs_here;
+use crate::native::{Component, NativeUnit, VectorRegisters};
+
+/// Random instances of each form of each encoding.
+const INSTANCES: u32 = 12;
+
+/// A vector element that arithmetic finds interesting, as wide as `T`'s bits allow.
+fn element(random: &mut Random) -> [u8; 8] {
+    let single = |random: &mut Random| match random.below(8) {
+        0 => 0f32,
+        1 => -0f32,
+        2 => f32::INFINITY,
+        3 => f32::from_bits(0x7fa0_0001),
+        4 => f32::from_bits(random.next() as u32 & 0x807f_ffff),
+        5 => f32::from_bits(random.next() as u32),
+        _ => random.below(2000) as f32 / 16.0 - 60.0,
+    };
+    let double = |random: &mut Random| match random.below(8) {
+        0 => 0f64,
+        1 => f64::NEG_INFINITY,
+        2 => f64::NAN,
+        3 => f64::from_bits(random.next() & 0x800f_ffff_ffff_ffff),
+        4 => f64::from_bits(random.next()),
+        _ => random.below(2000) as f64 / 16.0 - 60.0,
+    };
+    match random.below(4) {
+        0 => random.next().to_le_bytes(),
+        1 => double(random).to_le_bytes(),
+        _ => {
+            let (low, high) = (single(random).to_bits(), single(random).to_bits());
+            (u64::from(high) << 32 | u64::from(low)).to_le_bytes()
+        }
+    }
+}
+
+fn fill(bytes: &mut [u8], random: &mut Random) {
+    bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&element(random)));
+}
+
+/// Random x87 state with all exceptions masked.
+fn x87(random: &mut Random) -> [u8; 160] {
+    let mut image = [0u8; 160];
+    let control = (random.next() as u16 & 0x0f00 | 0x007f).to_le_bytes();
+    let status = (random.next() as u16 & 0x7f7f).to_le_bytes();
+    image[..2].copy_from_slice(&control);
+    image[2..4].copy_from_slice(&status);
+    image[4] = if random.chance(2) { 0xff } else { random.next() as u8 };
+    for register in image[32..].chunks_exact_mut(16) {
+        register[..8].copy_from_slice(&(random.next() | 1 << 63).to_le_bytes());
+        let exponent = match random.below(6) {
+            0 => 0x7fff,
+            1 => 0,
+            _ => 0x3ff0 + random.below(0x40) as u16,
+        };
+        register[8..10].copy_from_slice(&(exponent | (random.next() as u16 & 0x8000)).to_le_bytes());
+    }
+    image
+}
+
+pub fn random_machine(random: &mut Random) -> Machine {
+    let mut vector = VectorRegisters::reset();
+    vector.zmm.iter_mut().for_each(|zmm| fill(zmm, random));
+    vector.k = std::array::from_fn(|_| random.next());
+    vector.load_component(Component::X87, &x87(random));
+    vector.set_mxcsr(random.next() as u32 & 0xffff | 0x1f80).unwrap();
+    let mut memory = [0; OPERAND];
+    fill(&mut memory, random);
+    let gprs = std::array::from_fn(|_| if random.chance(3) { random.below(100) } else { random.next() });
+    Machine { gprs, rflags: random.next() & 0x8d5, vector, memory }
+}
+
+/// Registers that the host does not have stay as they are reset.
+fn limit_to_host(machine: &mut Machine) {
+    if !crate::native::features::Host::get().avx512 {
+        for component in [Component::Opmask, Component::ZmmHi256, Component::Hi16Zmm] {
+            machine.vector.init_component(component);
+        }
+    }
+}
+
+/// Gives instructions with implied or restricted operands what they want.
+fn constrain(mnemonic: Mnemonic, machine: &mut Machine, address: u64) {
+    match mnemonic {
+        Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => machine.gprs[7] = address,
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
+            let value = u32::from(machine.memory[0]) << 8 | 0x1f80;
+            machine.memory[..4].copy_from_slice(&value.to_le_bytes());
+        }
+        _ => {}
+    }
+}
+
+/// The same instruction through its stub. The operand is copied to an aligned place.
+fn through_stub(
+    unit: &mut NativeUnit,
+    instruction: &Instruction,
+    before: &Machine,
+) -> Result<Machine, String> {
+    #[repr(align(64))]
+    struct Aligned([u8; OPERAND]);
+    let mut after = before.clone();
+    let mut memory = Aligned(before.memory);
+    let insn = unit.prepare(instruction).map_err(|error| error.to_string())?;
+    // SAFETY: the operand is as long as any and aligned.
+    let result = unsafe {
+        unit.run(&insn, &mut after.gprs, &mut after.rflags, &mut after.vector, memory.0.as_mut_ptr())
+    };
+    result.map_err(|fault| format!("{fault:?}"))?;
+    after.memory = memory.0;
+    // What the image holds beyond the x87 state is of no meaning.
+    let mut clean = VectorRegisters::from_state(&after.vector.to_state());
+    std::mem::swap(&mut clean, &mut after.vector);
+    Ok(after)
+}
+
+fn difference(truth: &Machine, stub: &Machine) -> Option<String> {
+    if truth == stub {
+        return None;
+    }
+    let mut text = String::new();
+    for i in 0..16 {
+        if truth.gprs[i] != stub.gprs[i] {
+            text += &format!("\n  gpr {i}: {:x} is {:x}", truth.gprs[i], stub.gprs[i]);
+        }
+    }
+    for i in 0..32 {
+        if truth.vector.zmm[i] != stub.vector.zmm[i] {
+            text += &format!("\n  zmm {i}:\n   {:x?}\n   {:x?}", truth.vector.zmm[i], stub.vector.zmm[i]);
+        }
+    }
+    if truth.vector.k != stub.vector.k {
+        text += &format!("\n  k: {:x?} is {:x?}", truth.vector.k, stub.vector.k);
+    }
+    if truth.vector.x87[..160] != stub.vector.x87[..160] {
+        text += &format!("\n  x87:\n   {:x?}\n   {:x?}", &truth.vector.x87[..160], &stub.vector.x87[..160]);
+    }
+    if truth.memory != stub.memory {
+        text += &format!("\n  memory:\n   {:x?}\n   {:x?}", truth.memory, stub.memory);
+    }
+    text += &format!("\n  rflags {:x} is {:x}", truth.rflags, stub.rflags);
+    text += &format!("\n  mxcsr {:x} is {:x}", truth.vector.mxcsr(), stub.vector.mxcsr());
+    Some(text)
+}
+
+#[test]
+fn every_listed_encoding_gives_what_the_host_gives() {
+    let (mut truth, mut unit, mut random) = (Truth::new(), NativeUnit::new().unwrap(), Random::new(1));
+    let (mut forms, mut mnemonics, mut failures) = (0, BTreeSet::new(), Vec::new());
+    for code in Code::values().filter(|&code| runs_here(code)) {
+        for form in [Form::Register, Form::Memory].into_iter().filter(|&form| has_form(code, form)) {
+            for _ in 0..INSTANCES {
+                let (address, rip) = (truth.address(), truth.rip());
+                let Some(instruction) = sample(code, form, &mut random, address, rip) else {
+                    failures.push(format!("{code:?} {form:?}: no instance"));
+                    break;
+                };
+                if !super::super::is_listed(&instruction) {
+                    break; // bt m,r
+                }
+                let mut before = random_machine(&mut random);
+                limit_to_host(&mut before);
+                constrain(code.mnemonic(), &mut before, address);
+                let expected = truth.run(&instruction, &before);
+                match through_stub(&mut unit, &instruction, &before) {
+                    Err(error) => failures.push(format!("{code:?} {form:?}: {error}")),
+                    Ok(got) => failures
+                        .extend(difference(&expected, &got).map(|text| format!("{code:?} {form:?}: {text}"))),
+                }
+            }
+            forms += 1;
+            mnemonics.insert(format!("{:?}", code.mnemonic()));
+        }
+    }
+    println!("{forms} forms of {} mnemonics", mnemonics.len());
+    assert!(
+        failures.is_empty(),
+        "{} failures:\n{}",
+        failures.len(),
+        failures[..failures.len().min(40)].join("\n")
+    );
+}

@@ -1,0 +1,176 @@
+//! Executes an instruction plainly: the whole state goes into the processor, then the instruction, then the whole
+//! state comes out.
+
+use std::arch::x86_64::_xgetbv;
+
+use engine::{VectorState, XSAVE_AREA_SIZE};
+use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
+
+use crate::native::VectorRegisters;
+use crate::native::code_memory::CodeMemory;
+
+/// What an instruction sees and changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Machine {
+    pub gprs: [u64; 16],
+    pub rflags: u64,
+    pub vector: VectorRegisters,
+    pub memory: [u8; OPERAND],
+}
+
+/// Bytes of the buffer around the memory operand.
+pub const OPERAND: usize = 128;
+
+const PAGE: usize = 4096;
+const STATE_IN: usize = 0;
+const STATE_OUT: usize = PAGE;
+const GPRS_IN: usize = 2 * PAGE;
+const GPRS_OUT: usize = GPRS_IN + 128;
+const FLAGS_IN: usize = GPRS_OUT + 128;
+const FLAGS_OUT: usize = FLAGS_IN + 8;
+const HOST_RSP: usize = FLAGS_IN + 16;
+const HOST_MXCSR: usize = FLAGS_IN + 24;
+const MEMORY: usize = 3 * PAGE;
+const DATA: usize = 4 * PAGE;
+const CODE: usize = 1 << 20;
+
+/// Code and data near each other, so that the code reaches the data relative to RIP and needs no register.
+pub struct Truth {
+    code: CodeMemory,
+    data: *mut u8,
+    /// The state components that the host has.
+    components: u32,
+}
+
+impl Truth {
+    pub fn new() -> Self {
+        let code = CodeMemory::new(CODE).unwrap();
+        let near = code.address(0).wrapping_add(64 << 20).cast_mut().cast();
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        // SAFETY: a fresh anonymous mapping; the address is a hint.
+        let data = unsafe { libc::mmap(near, DATA, protection, flags, -1, 0) }.cast::<u8>();
+        assert!((data as usize).abs_diff(code.address(0) as usize) < 1 << 30, "no data near the code");
+        // SAFETY: every processor with AVX-512 or AVX has it, and tests run on no other.
+        let enabled = unsafe { _xgetbv(0) };
+        Self { code, data, components: enabled as u32 & 0xe7 }
+    }
+
+    /// Where the memory operand lies.
+    pub fn address(&self) -> u64 {
+        self.data as u64 + MEMORY as u64
+    }
+
+    /// An address from which the encoder can reach the memory operand.
+    pub fn rip(&self) -> u64 {
+        self.code.address(0) as u64
+    }
+
+    /// Runs one instruction, which must not fault.
+    pub fn run(&mut self, instruction: &Instruction, before: &Machine) -> Machine {
+        self.put(STATE_IN, &before.vector.to_state().0[..]);
+        self.put(STATE_OUT, &[0; XSAVE_AREA_SIZE]);
+        self.put(GPRS_IN, &before.gprs.map(u64::to_le_bytes).concat());
+        self.put(FLAGS_IN, &(before.rflags & 0x8d5 | 2).to_le_bytes());
+        self.put(HOST_MXCSR, &0x1f80u32.to_le_bytes());
+        self.put(MEMORY, &before.memory);
+        let (code, start) = self.assemble(instruction);
+        let offset = self.code.push(&code).unwrap_or_else(|| {
+            self.code.clear();
+            self.code.push(&code).unwrap()
+        });
+        assert_eq!(self.code.address(offset) as u64, start);
+        // SAFETY: code that keeps to this calling convention, for an instruction that only computes.
+        unsafe { std::mem::transmute::<*const u8, extern "sysv64" fn()>(self.code.address(offset))() };
+        self.collect()
+    }
+
+    fn collect(&self) -> Machine {
+        let mut state = VectorState::default();
+        state.0.copy_from_slice(&self.take::<XSAVE_AREA_SIZE>(STATE_OUT));
+        state.0[6..24].fill(0); // opcode and pointers of the last x87 instruction
+        let gprs = self.take::<128>(GPRS_OUT);
+        Machine {
+            gprs: std::array::from_fn(|i| u64::from_le_bytes(gprs[8 * i..8 * i + 8].try_into().unwrap())),
+            rflags: u64::from_le_bytes(self.take(FLAGS_OUT)) & 0x8d5,
+            vector: VectorRegisters::from_state(&state),
+            memory: self.take(MEMORY),
+        }
+    }
+
+    fn put(&self, at: usize, bytes: &[u8]) {
+        assert!(at + bytes.len() <= DATA);
+        // SAFETY: within the data mapping.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.data.add(at), bytes.len()) };
+    }
+
+    fn take<const N: usize>(&self, at: usize) -> [u8; N] {
+        assert!(at + N <= DATA);
+        // SAFETY: within the data mapping.
+        unsafe { self.data.add(at).cast::<[u8; N]>().read_unaligned() }
+    }
+
+    fn data_at(&self, offset: usize) -> MemoryOperand {
+        MemoryOperand::with_base_displ(Register::RIP, self.data as i64 + offset as i64)
+    }
+
+    /// The code, and the address at which it must lie.
+    fn assemble(&mut self, instruction: &Instruction) -> (Vec<u8>, u64) {
+        // A first piece of no length finds where the next one will lie.
+        let mut start = self.code.push(&[]);
+        if start.is_none_or(|start| start as usize + PAGE > CODE) {
+            self.code.clear();
+            start = self.code.push(&[]);
+        }
+        let start = self.code.address(start.unwrap()) as u64;
+        let mut encoder = Encoder::new(64);
+        let mut rip = start;
+        for instruction in self.listing(instruction) {
+            rip += encoder.encode(&instruction, rip).unwrap() as u64;
+        }
+        (encoder.take_buffer(), start)
+    }
+
+    fn listing(&self, instruction: &Instruction) -> Vec<Instruction> {
+        const PRESERVED: [Register; 6] =
+            [Register::RBX, Register::RBP, Register::R12, Register::R13, Register::R14, Register::R15];
+        let mut list = Vec::new();
+        let mut add = |instruction: Result<Instruction, _>| list.push(instruction.unwrap());
+        let at = |offset| self.data_at(offset);
+        PRESERVED.iter().for_each(|&register| add(Instruction::with1(Code::Push_r64, register)));
+        add(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, self.components));
+        add(Instruction::with2(Code::Mov_r32_imm32, Register::EDX, 0));
+        add(Instruction::with1(Code::Xrstor64_mem, at(STATE_IN)));
+        add(Instruction::with1(Code::Push_rm64, at(FLAGS_IN)));
+        add(Ok(Instruction::with(Code::Popfq)));
+        add(Instruction::with2(Code::Mov_rm64_r64, at(HOST_RSP), Register::RSP));
+        for i in 0..16u32 {
+            let from = at(GPRS_IN + 8 * i as usize);
+            add(Instruction::with2(Code::Mov_r64_rm64, Register::RAX + i, from));
+        }
+        add(Ok(*instruction));
+        for i in 0..16u32 {
+            let to = at(GPRS_OUT + 8 * i as usize);
+            add(Instruction::with2(Code::Mov_rm64_r64, to, Register::RAX + i));
+        }
+        add(Instruction::with2(Code::Mov_r64_rm64, Register::RSP, at(HOST_RSP)));
+        add(Ok(Instruction::with(Code::Pushfq)));
+        add(Instruction::with1(Code::Pop_rm64, at(FLAGS_OUT)));
+        add(Instruction::with2(Code::Mov_r32_imm32, Register::EAX, self.components));
+        add(Instruction::with2(Code::Mov_r32_imm32, Register::EDX, 0));
+        add(Instruction::with1(Code::Xsave64_mem, at(STATE_OUT)));
+        add(Ok(Instruction::with(Code::Fninit)));
+        add(Instruction::with1(Code::Ldmxcsr_m32, at(HOST_MXCSR)));
+        add(Ok(Instruction::with(Code::VEX_Vzeroupper)));
+        PRESERVED.iter().rev().for_each(|&register| add(Instruction::with1(Code::Pop_r64, register)));
+        add(Ok(Instruction::with(Code::Retnq)));
+        list
+    }
+}
+
+impl Drop for Truth {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped.
+        unsafe { libc::munmap(self.data.cast(), DATA) };
+    }
+}
