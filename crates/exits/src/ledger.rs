@@ -54,8 +54,20 @@ pub(crate) struct Page {
 
 /// One vCPU's exits, by the reason's number.
 #[derive(Debug)]
-pub(crate) struct Book {
+struct Book {
     pages: Vec<Option<Box<Page>>>,
+    kernel: Option<KernelCounts>,
+}
+
+/// What one vCPU's engine handled in the host's kernel, where exits are counted but not timed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelCounts {
+    /// All exits of the vCPU, those that were recorded one by one included.
+    pub exits: u64,
+    /// How long it was halted there, in nanoseconds.
+    pub halted_ns: u64,
+    /// Those that the kernel tells apart, without those that were recorded.
+    pub by_reason: Vec<(ExitReason, u64)>,
 }
 
 impl Default for Ledger {
@@ -85,6 +97,11 @@ impl Ledger {
         self.lock().iter().map(|(&vcpu, recorder)| (vcpu, recorder.pages())).collect()
     }
 
+    /// What the kernel counted, by vCPU.
+    pub(crate) fn kernel_counts(&self) -> Vec<KernelCounts> {
+        self.lock().values().filter_map(|recorder| recorder.lock().kernel.clone()).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, Recorder>> {
         self.books.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -93,7 +110,7 @@ impl Ledger {
 impl Recorder {
     fn new() -> Self {
         let highest = ExitReason::ALL.iter().map(|&r| r as usize).max().unwrap_or(0);
-        Self(Arc::new(Mutex::new(Book { pages: (0..=highest).map(|_| None).collect() })))
+        Self(Arc::new(Mutex::new(Book { pages: (0..=highest).map(|_| None).collect(), kernel: None })))
     }
 
     /// Counts an exit that took so many [`ticks`] to handle (HLT: to wait).
@@ -103,6 +120,11 @@ impl Recorder {
         if let Some(page) = book.pages.get_mut(exit.reason as usize) {
             page.get_or_insert_default().record(exit.detail, ticks);
         }
+    }
+
+    /// Replaces what the kernel counted for this vCPU.
+    pub fn set_kernel_counts(&self, counts: KernelCounts) {
+        self.lock().kernel = Some(counts);
     }
 
     fn pages(&self) -> Vec<(ExitReason, Page)> {

@@ -20,8 +20,10 @@ mod table;
 
 pub use exit::{Detail, Exit};
 pub use histogram::Histogram;
-pub use ledger::{Ledger, MAX_DETAILS, Recorder};
-pub use report::{Bucket, DetailReport, FORMAT, ReasonReport, Report, Times, VcpuReport};
+pub use ledger::{KernelCounts, Ledger, MAX_DETAILS, Recorder};
+pub use report::{
+    Bucket, DetailReport, FORMAT, KernelReason, KernelReport, ReasonReport, Report, Times, VcpuReport,
+};
 
 /// The host's time-stamp counter: what the time of an exit is measured in.
 #[inline]

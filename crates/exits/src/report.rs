@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use x86::ExitReason;
 
 use crate::ledger::{Page, Tally};
-use crate::{Detail, Ledger, names};
+use crate::{Detail, KernelCounts, Ledger, names};
 
 /// The name and version of the JSON that a [`Report`] is written as. Later versions only add.
 pub const FORMAT: &str = "ringside-exits/1";
@@ -28,6 +28,29 @@ pub struct Report {
     pub reasons: Vec<ReasonReport>,
     /// By vCPU, in ascending order.
     pub vcpus: Vec<VcpuReport>,
+    /// What the host's kernel handled, where the engine has a part there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel: Option<KernelReport>,
+}
+
+/// Exits that never left the host's kernel: counted, not timed, and not part of [`Report::exits`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelReport {
+    /// All exits of all vCPUs by the kernel's count, also those that left the kernel.
+    pub exits: u64,
+    /// How long vCPUs were halted there.
+    pub halted_ns: u64,
+    /// Those that the kernel tells apart, the most frequent first.
+    pub reasons: Vec<KernelReason>,
+}
+
+/// The kernel's count for one reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelReason {
+    /// Intel's name.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// The exits for one reason.
@@ -121,6 +144,7 @@ impl Report {
             waiting_ns: vcpus.iter().map(|v| v.waiting_ns).sum(),
             reasons,
             vcpus,
+            kernel: kernel(&ledger.kernel_counts()),
         }
     }
 
@@ -158,6 +182,27 @@ fn merge(books: Vec<(u32, Vec<(ExitReason, Page)>)>) -> BTreeMap<ExitReason, Mer
         }
     }
     merged
+}
+
+/// Over all vCPUs; `None` where no kernel had a part.
+fn kernel(counts: &[KernelCounts]) -> Option<KernelReport> {
+    if counts.is_empty() {
+        return None;
+    }
+    let mut by_reason: BTreeMap<ExitReason, u64> = BTreeMap::new();
+    for (reason, count) in counts.iter().flat_map(|c| &c.by_reason) {
+        *by_reason.entry(*reason).or_default() += count;
+    }
+    let mut reasons: Vec<_> = by_reason
+        .into_iter()
+        .map(|(reason, count)| KernelReason { reason: reason.name().to_owned(), count })
+        .collect();
+    reasons.sort_by_key(|r| std::cmp::Reverse(r.count));
+    Some(KernelReport {
+        exits: counts.iter().map(|c| c.exits).sum(),
+        halted_ns: counts.iter().map(|c| c.halted_ns).sum(),
+        reasons,
+    })
 }
 
 #[derive(Default)]
@@ -319,6 +364,21 @@ mod tests {
         assert_eq!(report.reasons[0].details.len(), MAX_DETAILS);
         let others = report.reasons[0].others.as_ref().unwrap();
         assert_eq!((others.count, others.p50_ns), (1000 - MAX_DETAILS as u64, 7));
+    }
+
+    #[test]
+    fn what_the_kernel_counted_is_summed_up_and_kept_apart() {
+        let ledger = two_vcpus();
+        let counts =
+            |halts| KernelCounts { exits: 100, halted_ns: 7, by_reason: vec![(ExitReason::Hlt, halts)] };
+        ledger.recorder(0).set_kernel_counts(counts(1));
+        ledger.recorder(0).set_kernel_counts(counts(3));
+        ledger.recorder(1).set_kernel_counts(counts(5));
+        let report = Report::new(&ledger, GHZ, &unnamed);
+        let halts = KernelReason { reason: "HLT".to_owned(), count: 8 };
+        assert_eq!(report.kernel, Some(KernelReport { exits: 200, halted_ns: 14, reasons: vec![halts] }));
+        assert_eq!(report.exits, 5);
+        assert_eq!(Report::from_json(&report.to_json().unwrap()).unwrap(), report);
     }
 
     #[test]

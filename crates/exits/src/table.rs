@@ -21,7 +21,8 @@ impl fmt::Display for Report {
         self.head(f)?;
         self.by_reason(f)?;
         self.by_detail(f)?;
-        self.by_vcpu(f)
+        self.by_vcpu(f)?;
+        self.in_kernel(f)
     }
 }
 
@@ -89,6 +90,16 @@ impl Report {
         for vcpu in &self.vcpus {
             let (handling, waiting) = (time(vcpu.handling_ns), time(vcpu.waiting_ns));
             writeln!(f, "{:<8}{:>14}{:>12}{:>12}", vcpu.vcpu, count(vcpu.exits), handling, waiting)?;
+        }
+        Ok(())
+    }
+
+    fn in_kernel(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(kernel) = &self.kernel else { return Ok(()) };
+        let all = format!("{} exits in all, halted {}", count(kernel.exits), time(kernel.halted_ns));
+        writeln!(f, "\nby the host kernel's count, not timed: {all}")?;
+        for reason in &kernel.reasons {
+            writeln!(f, "{:22}{:>14}", reason.reason, count(reason.count))?;
         }
         Ok(())
     }
@@ -220,6 +231,22 @@ vCPU             count    handling      halted
         for line in report.table().lines().skip(1) {
             assert!(line.chars().count() <= 100, "{line}");
         }
+    }
+
+    #[test]
+    fn exits_that_the_kernel_handled_follow_at_the_end() {
+        let ledger = Ledger::new();
+        ledger.recorder(0).set_kernel_counts(crate::KernelCounts {
+            exits: 12_345,
+            halted_ns: 1_500_000,
+            by_reason: vec![(ExitReason::Hlt, 1_000)],
+        });
+        let table = Report::new(&ledger, 1, &|_| None).table();
+        let end = "\
+by the host kernel's count, not timed: 12,345 exits in all, halted 1.50 ms
+HLT                            1,000
+";
+        assert!(table.ends_with(end), "{table}");
     }
 
     #[test]

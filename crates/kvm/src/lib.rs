@@ -5,7 +5,8 @@
 //! APICs and PIT, so the platform must bring none of them), and its clock. [`KvmVcpu`] is a virtual CPU.
 //!
 //! This crate sees no device: port and memory accesses that KVM cannot answer go to [`engine::Bus`], and it is there that
-//! they are recorded. HLT, CPUID and most MSRs are handled in the kernel and never come here.
+//! they are recorded. HLT, CPUID and most MSRs are handled in the kernel and never come here; what KVM counts of
+//! them goes to the ledger untimed.
 
 mod cpuid;
 mod error;
@@ -14,6 +15,7 @@ mod kick;
 mod msrs;
 mod probe;
 mod state;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod tiny_guest;

@@ -411,3 +411,35 @@ fn the_paravirtual_clock_runs_and_can_be_set() {
     let clock = vm.clock().unwrap();
     assert!((1_000_000_000_000..1_100_000_000_000).contains(&clock), "{clock}");
 }
+
+#[test]
+fn what_kvm_handles_itself_is_in_the_ledger_too() {
+    let ledger = Ledger::new();
+    // IN AL, 0x21 (KVM's PIC) three times, OUT 0x80, AL; IN AL, 0x99; JMP $
+    let code = [0xe4, 0x21, 0xe4, 0x21, 0xe4, 0x21, 0xe6, 0x80, 0xe4, 0x99, 0xeb, 0xfe];
+    let Some((vm, _memory)) = machine(&code) else { return };
+    let attention = engine::Attention::new();
+    let config = VcpuConfig { id: 0, attention, cpuid: &[], recorder: Some(ledger.recorder(0)) };
+    let mut vcpu = vm.create_vcpu(config).unwrap();
+    vcpu.set_state(&real_mode()).unwrap();
+    let script = Arc::new(Script::default());
+    *script.kick.lock().unwrap() = Some(vcpu.kick());
+    let bus: Arc<dyn Bus> = script.clone();
+    assert_eq!(vcpu.run(&bus).unwrap(), VmExit::Interrupted);
+    let Some(kernel) = Report::new(&ledger, 1, &|_| None).kernel else {
+        println!("skipped: this kernel has no statistics of its exits");
+        return;
+    };
+    println!("{kernel:?}");
+    assert!(kernel.exits > 0, "{kernel:?}");
+}
+
+#[test]
+fn kvms_counters_are_found_by_their_names() {
+    let Some(guest) = or_skip(TinyGuest::new(&[0xf4])) else { return };
+    let Some(missing) = guest.vcpu.missing_counters() else {
+        println!("skipped: this kernel has no statistics of its exits");
+        return;
+    };
+    assert!(missing.is_empty(), "{missing:?}");
+}

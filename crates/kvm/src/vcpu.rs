@@ -11,6 +11,7 @@ use crate::cpuid::{self, CpuidEntry};
 use crate::error::host;
 use crate::exit_data::{self, PortAccess};
 use crate::kick::Kicker;
+use crate::statistics::Statistics;
 use crate::vm::Shared;
 use crate::{msrs, state};
 
@@ -38,6 +39,10 @@ pub struct KvmVcpu {
     kicker: Arc<Kicker>,
     attention: Arc<Attention>,
     recorder: Option<Recorder>,
+    /// The kernel's counters, where there is a recorder that they go to.
+    statistics: Option<Statistics>,
+    /// Port exits that came to us.
+    port_exits: u64,
     /// The model-specific registers of [`VcpuState::msrs`] that this vCPU has.
     msr_list: Vec<u32>,
 }
@@ -51,12 +56,15 @@ impl KvmVcpu {
         let hook = kicker.clone();
         config.attention.set_hook(move || hook.kick());
         let msr_list = msrs::present(&fd);
+        let statistics = config.recorder.as_ref().and_then(|_| Statistics::of(&fd));
         Ok(Self {
             fd,
             _machine: shared,
             kicker,
             attention: config.attention,
             recorder: config.recorder,
+            statistics,
+            port_exits: 0,
             msr_list,
         })
     }
@@ -69,6 +77,12 @@ impl KvmVcpu {
         self.fd.get_tsc_khz().map(|khz| u64::from(khz) * 1000).map_err(host("KVM_GET_TSC_KHZ"))
     }
 
+    /// Counters that this kernel does not know; `None` where it has none at all.
+    #[cfg(test)]
+    pub(crate) fn missing_counters(&self) -> Option<Vec<&'static str>> {
+        Statistics::of(&self.fd).map(|statistics| statistics.missing())
+    }
+
     /// What a bare KVM_RUN left us with; `None` to go on.
     fn step(&mut self, bus: &dyn Bus) -> Result<Option<VmExit>, EngineError> {
         if self.attention.pending() {
@@ -77,6 +91,7 @@ impl KvmVcpu {
         }
         let exit = match self.fd.run() {
             Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => {
+                self.port_exits += 1;
                 PortAccess::of(&mut self.fd).perform(bus);
                 return Ok(None);
             }
@@ -125,6 +140,12 @@ impl KvmVcpu {
         leave.then_some(VmExit::Interrupted)
     }
 
+    fn record_kernel_counts(&self) {
+        if let (Some(recorder), Some(statistics)) = (&self.recorder, &self.statistics) {
+            recorder.set_kernel_counts(statistics.counts(self.port_exits));
+        }
+    }
+
     fn shutdown(&self) -> Result<VmExit, EngineError> {
         self.record(ExitReason::TripleFault, exits::ticks());
         let rip = self.fd.get_regs().map_err(host("KVM_GET_REGS"))?.rip;
@@ -154,6 +175,7 @@ impl Vcpu for KvmVcpu {
         let _running = kicker.enter();
         loop {
             if let Some(exit) = self.step(&**bus)? {
+                self.record_kernel_counts();
                 return Ok(exit);
             }
         }
