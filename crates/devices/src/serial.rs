@@ -158,6 +158,8 @@ pub struct Serial {
     /// The transmitter became empty, and the guest has not been told.
     transmitter_interrupt: bool,
     irq: IrqLine,
+    /// The interrupt line's level.
+    asserted: bool,
     output: Box<dyn SerialOutput>,
     retry: Timer,
     input_refused: bool,
@@ -187,6 +189,7 @@ impl Serial {
                 transmit: VecDeque::with_capacity(FIFO),
                 transmitter_interrupt: false,
                 irq,
+                asserted: false,
                 output,
                 retry,
                 input_refused: false,
@@ -222,6 +225,11 @@ impl Serial {
         self.input_refused |= accepted < bytes.len();
         self.update_irq();
         accepted
+    }
+
+    /// Whether the guest has read all that was pushed.
+    pub fn is_input_empty(&self) -> bool {
+        self.received.is_empty()
     }
 
     /// Lets the guest receive a break condition; false where there is no room now.
@@ -430,7 +438,11 @@ impl Serial {
     fn update_irq(&mut self) {
         // In loopback the OUT2 pin is inactive, and with it the gate of the interrupt.
         let gate = self.mcr.contains(Mcr::OUT2) && !self.mcr.contains(Mcr::LOOP);
-        self.irq.set(gate && self.reason() != Reason::None);
+        let asserted = gate && self.reason() != Reason::None;
+        if asserted != self.asserted {
+            self.asserted = asserted;
+            self.irq.set(asserted);
+        }
     }
 }
 
