@@ -1,0 +1,216 @@
+//! The local APIC's timer.
+
+use x86::msr::IA32_TSC_DEADLINE;
+
+use super::*;
+
+const PERIODIC: u32 = 1 << 17;
+const DEADLINE: u32 = 1 << 18;
+const MASKED: u32 = 1 << 16;
+const BY_1: u32 = 0b1011;
+
+fn machine(mode: u32) -> Machine {
+    let machine = Machine::enabled(1);
+    machine.cpus[0].write(offset::LVT_TIMER, mode | 0xee);
+    machine.cpus[0].write(offset::TIMER_DIVIDE, BY_1);
+    machine
+}
+
+fn count(cpu: &Cpu) -> u32 {
+    cpu.read(offset::TIMER_CURRENT_COUNT)
+}
+
+#[test]
+fn a_one_shot_counts_down_once() {
+    let machine = machine(0);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::TIMER_INITIAL_COUNT, 1000);
+    machine.run(400);
+    assert_eq!(count(cpu), 600);
+    assert!(!machine.attention(0));
+    machine.run(599);
+    assert_eq!((count(cpu), cpu.take()), (1, None));
+    machine.run(1);
+    assert!(machine.attention(0));
+    assert_eq!((count(cpu), cpu.take()), (0, Some(0xee)));
+    machine.run(5000);
+    assert_eq!((count(cpu), cpu.take()), (0, None));
+    assert_eq!(cpu.read(offset::TIMER_INITIAL_COUNT), 1000);
+}
+
+#[test]
+fn a_periodic_timer_starts_over() {
+    let machine = machine(PERIODIC);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::TIMER_INITIAL_COUNT, 1_000_000);
+    for _ in 0..5 {
+        machine.run(999_999);
+        assert_eq!(cpu.take(), None);
+        machine.run(1);
+        assert_eq!((count(cpu), cpu.take()), (1_000_000, Some(0xee)));
+    }
+    cpu.write(offset::TIMER_INITIAL_COUNT, 0);
+    machine.run(5_000_000);
+    assert_eq!((count(cpu), cpu.take()), (0, None));
+}
+
+#[test]
+fn a_short_period_wakes_the_host_seldom_and_counts_exactly() {
+    let machine = machine(PERIODIC);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::TIMER_INITIAL_COUNT, 7);
+    let mut interrupts = 0;
+    for _ in 0..1000 {
+        machine.run(1000);
+        interrupts += u32::from(cpu.take().is_some());
+    }
+    assert!((15..=25).contains(&interrupts), "{interrupts} in a millisecond");
+    assert_eq!(count(cpu), 7 - (1_000_000 % 7) as u32);
+}
+
+#[test]
+fn the_divide_configuration_slows_the_count_and_may_change_on_the_way() {
+    let machine = machine(0);
+    let cpu = &machine.cpus[0];
+    for (code, divisor) in [(0, 2), (1, 4), (2, 8), (3, 16), (8, 32), (9, 64), (10, 128), (11, 1)] {
+        cpu.write(offset::TIMER_DIVIDE, code);
+        cpu.write(offset::TIMER_INITIAL_COUNT, 1000);
+        machine.run(100 * divisor);
+        assert_eq!(count(cpu), 900, "by {divisor}");
+    }
+    cpu.write(offset::TIMER_DIVIDE, 0);
+    assert_eq!(count(cpu), 900);
+    machine.run(1800);
+    assert_eq!((count(cpu), cpu.take()), (0, Some(0xee)));
+}
+
+#[test]
+fn a_masked_timer_counts_without_interrupts() {
+    let machine = machine(MASKED);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::TIMER_INITIAL_COUNT, 100);
+    machine.run(50);
+    assert_eq!(count(cpu), 50);
+    machine.run(60);
+    cpu.write(offset::LVT_TIMER, 0xee);
+    assert_eq!((count(cpu), cpu.take()), (0, None));
+}
+
+#[test]
+fn one_shot_and_periodic_change_into_each_other_on_the_way() {
+    let machine = machine(0);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::TIMER_INITIAL_COUNT, 1000);
+    machine.run(700);
+    cpu.write(offset::LVT_TIMER, PERIODIC | 0xee);
+    assert_eq!(count(cpu), 300);
+    machine.run(400);
+    assert_eq!((count(cpu), cpu.take()), (900, Some(0xee)));
+    cpu.write(offset::LVT_TIMER, 0xee);
+    assert_eq!(count(cpu), 900);
+    machine.run(900);
+    assert_eq!((count(cpu), cpu.take()), (0, Some(0xee)));
+    cpu.write(offset::LVT_TIMER, PERIODIC | 0xee);
+    machine.run(5000);
+    assert_eq!((count(cpu), cpu.take()), (0, None), "what has expired does not start again");
+}
+
+#[test]
+fn an_expiry_is_seen_before_the_host_has_run_its_timer() {
+    let machine = machine(0);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::TIMER_INITIAL_COUNT, 100);
+    machine.time.advance(100);
+    assert_eq!(cpu.read(offset::IRR + 0x70), 1 << 14);
+    assert_eq!((count(cpu), cpu.take()), (0, Some(0xee)));
+    machine.run(0);
+    assert_eq!(cpu.take(), None, "and only once");
+}
+
+#[test]
+fn a_deadline_fires_when_the_tsc_reaches_it() {
+    let machine = machine(DEADLINE);
+    let cpu = &machine.cpus[0];
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 5000).unwrap();
+    machine.run(4999);
+    assert_eq!((cpu.take(), cpu.apic.read_msr(IA32_TSC_DEADLINE)), (None, Ok(5000)));
+    machine.run(1);
+    assert_eq!((cpu.take(), cpu.apic.read_msr(IA32_TSC_DEADLINE)), (Some(0xee), Ok(0)));
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 5000).unwrap();
+    assert_eq!(cpu.take(), Some(0xee), "a deadline in the past fires at once");
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 6000).unwrap();
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 0).unwrap();
+    machine.run(10_000);
+    assert_eq!(cpu.take(), None);
+}
+
+#[test]
+fn a_deadline_may_move_both_ways() {
+    let machine = machine(DEADLINE);
+    let cpu = &machine.cpus[0];
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 5000).unwrap();
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 8000).unwrap();
+    machine.run(6000);
+    assert_eq!(cpu.take(), None);
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 7000).unwrap();
+    machine.run(1000);
+    assert_eq!(cpu.take(), Some(0xee));
+    machine.run(5000);
+    assert_eq!(cpu.take(), None);
+}
+
+#[test]
+fn the_deadline_follows_the_guests_tsc() {
+    let machine = machine(DEADLINE);
+    let cpu = &machine.cpus[0];
+    cpu.apic.set_tsc_offset(100_000);
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 101_000).unwrap();
+    machine.run(1000);
+    assert_eq!(cpu.take(), Some(0xee));
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 200_000).unwrap();
+    cpu.apic.set_tsc_offset(0u64.wrapping_sub(500));
+    machine.run(199_000);
+    assert_eq!(cpu.take(), None);
+    cpu.apic.set_tsc_offset(1 << 40);
+    assert_eq!(cpu.take(), Some(0xee));
+}
+
+#[test]
+fn the_count_registers_and_the_deadline_belong_to_their_modes() {
+    let machine = machine(0);
+    let cpu = &machine.cpus[0];
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 5000).unwrap();
+    assert_eq!(cpu.apic.read_msr(IA32_TSC_DEADLINE), Ok(0));
+    cpu.write(offset::TIMER_INITIAL_COUNT, 1000);
+    cpu.write(offset::LVT_TIMER, DEADLINE | 0xee);
+    assert_eq!(count(cpu), 0);
+    cpu.write(offset::TIMER_INITIAL_COUNT, 1000);
+    assert_eq!((count(cpu), cpu.read(offset::TIMER_INITIAL_COUNT)), (0, 0));
+    cpu.apic.write_msr(IA32_TSC_DEADLINE, 5000).unwrap();
+    cpu.write(offset::LVT_TIMER, 0xee);
+    assert_eq!((count(cpu), cpu.apic.read_msr(IA32_TSC_DEADLINE)), (0, Ok(0)));
+    machine.run(10_000);
+    assert_eq!(cpu.take(), None, "changing the mode disarms");
+}
+
+#[test]
+fn absurd_deadlines_are_far_away() {
+    let machine = machine(DEADLINE);
+    let cpu = &machine.cpus[0];
+    for deadline in [u64::MAX, u64::MAX - 1, i64::MAX as u64] {
+        cpu.apic.write_msr(IA32_TSC_DEADLINE, deadline).unwrap();
+        machine.run(1_000_000);
+        assert_eq!((cpu.take(), cpu.apic.read_msr(IA32_TSC_DEADLINE)), (None, Ok(deadline)));
+    }
+}
+
+#[test]
+fn a_timer_of_an_illegal_vector_is_an_error() {
+    let machine = machine(0);
+    let cpu = &machine.cpus[0];
+    cpu.write(offset::LVT_TIMER, 0x0f);
+    cpu.write(offset::TIMER_INITIAL_COUNT, 10);
+    machine.run(10);
+    cpu.write(offset::ESR, 0);
+    assert_eq!((cpu.read(offset::ESR), cpu.take()), (0x40, None));
+}
