@@ -500,5 +500,4 @@ impl ByteDevice for Serial {
 }
 
 #[cfg(test)]
-#[path = "serial_tests.rs"]
 mod tests;

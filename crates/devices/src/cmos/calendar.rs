@@ -14,7 +14,7 @@ const PM: u8 = 1 << 7;
 
 impl Encoding {
     fn encode(self, value: u8) -> u8 {
-        if self.binary { value } else { value / 10 % 10 << 4 | value % 10 }
+        if self.binary { value } else { ((value / 10 % 10) << 4) | (value % 10) }
     }
 
     /// A byte's value. Nibbles beyond 9 count for what they are: the guest wrote them.
@@ -26,7 +26,7 @@ impl Encoding {
         if self.hours_24 {
             return self.encode(hour);
         }
-        let clock_face = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let clock_face = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encode(clock_face) | if hour >= 12 { PM } else { 0 }
     }
 

@@ -243,7 +243,7 @@ impl Counter {
         if !self.bcd {
             return value;
         }
-        value / 1000 << 12 | value / 100 % 10 << 8 | value / 10 % 10 << 4 | value % 10
+        ((value / 1000) << 12) | ((value / 100 % 10) << 8) | ((value / 10 % 10) << 4) | (value % 10)
     }
 
     /// Keeps the count as it is until it has been read.
