@@ -66,18 +66,18 @@ impl<'a> Kernel<'a> {
 
     /// Loads the segments; gives the addresses from the first to the last.
     pub(super) fn load(&self, memory: &GuestMemory) -> Result<Range<u64>, BootError> {
-        let mut all = u64::MAX..0;
+        let (mut start, mut end) = (u64::MAX, 0);
         for segment in &self.segments {
             let range = segment.start..segment.start + segment.len;
             low_memory::check_kernel_range(memory, &range)?;
-            all = all.start.min(range.start)..all.end.max(range.end);
+            (start, end) = (start.min(range.start), end.max(range.end));
         }
         for segment in &self.segments {
             low_memory::write(memory, segment.start, segment.bytes)?;
             let file_end = segment.start + segment.bytes.len() as u64;
             low_memory::zero(memory, file_end..segment.start + segment.len)?;
         }
-        Ok(all)
+        Ok(start..end)
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<
 
 /// Zeroes RAM.
 pub(super) fn zero(memory: &GuestMemory, range: Range<u64>) -> Result<(), BootError> {
-    const ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
+    static ZEROS: [u8; 0x1_0000] = [0; 0x1_0000];
     let mut address = range.start;
     while address < range.end {
         let len = (range.end - address).min(ZEROS.len() as u64);
@@ -66,7 +66,7 @@ pub(super) fn check_kernel_range(memory: &GuestMemory, range: &Range<u64>) -> Re
         return Ok(());
     }
     let ram_end = ram_end_below_4_gib(memory);
-    if start >= layout::HIGH_RAM_START && start < layout::MMIO_HOLE.start && end > ram_end {
+    if (layout::HIGH_RAM_START..layout::MMIO_HOLE.start).contains(&start) && end > ram_end {
         return Err(BootError::KernelTooBig { start, end, ram_end });
     }
     Err(BootError::KernelOutsideRam { start, end })

@@ -1,0 +1,4 @@
+mod bad_input;
+mod entry;
+mod synthetic;
+mod unpacking;
