@@ -161,7 +161,9 @@ fn kind(instruction: &Instruction, operand: u32) -> MemoryKind {
     if code.encoding() != EncodingKind::EVEX || mask == Register::None || touches_all(instruction) {
         return MemoryKind::Whole;
     }
-    let (mask, element) = (number(mask), masked_element(code, instruction.memory_size()));
+    let complex = matches!(instruction.mnemonic(), Vfmaddcsh | Vfcmaddcsh | Vfmulcsh | Vfcmulcsh);
+    let element = if complex { 4 } else { masked_element(code, instruction.memory_size()) };
+    let mask = number(mask);
     let bits = mask_bits(instruction, element);
     match instruction.mnemonic() {
         Vexpandps | Vexpandpd | Vpexpandb | Vpexpandw | Vpexpandd | Vpexpandq | Vcompressps | Vcompresspd
@@ -233,8 +235,91 @@ fn is_broadcast(mnemonic: Mnemonic) -> bool {
 
 /// EVEX instructions whose mask does not suppress the faults of their memory operand.
 /// SDM vol. 2, *Exceptions of EVEX-Encoded Instructions* (the types with the suffix NF).
-fn touches_all(_instruction: &Instruction) -> bool {
-    false
+fn touches_all(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let mnemonic = instruction.mnemonic();
+    let shift_by_memory =
+        matches!(mnemonic, Vpslld | Vpsllq | Vpsllw | Vpsrad | Vpsraq | Vpsraw | Vpsrld | Vpsrlq | Vpsrlw)
+            && instruction.op_kind(2) == OpKind::Memory;
+    let narrowing = matches!(
+        mnemonic,
+        Vcvtne2ps2bf16 | Vpackssdw | Vpacksswb | Vpackusdw | Vpackuswb | Vpmaddubsw | Vpmaddwd | Vdbpsadbw
+    );
+    let whole =
+        matches!(mnemonic, Vgf2p8affineinvqb | Vgf2p8affineqb | Vpconflictd | Vpconflictq | Vpmultishiftqb);
+    shift_by_memory
+        || narrowing
+        || whole
+        || moves_lanes(mnemonic)
+        || is_shuffle(mnemonic)
+        || is_permutation(mnemonic)
+}
+
+fn moves_lanes(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let extract = matches!(
+        mnemonic,
+        Vextractf32x4
+            | Vextractf32x8
+            | Vextractf64x2
+            | Vextractf64x4
+            | Vextracti32x4
+            | Vextracti32x8
+            | Vextracti64x2
+            | Vextracti64x4
+    );
+    let insert = matches!(
+        mnemonic,
+        Vinsertf32x4
+            | Vinsertf32x8
+            | Vinsertf64x2
+            | Vinsertf64x4
+            | Vinserti32x4
+            | Vinserti32x8
+            | Vinserti64x2
+            | Vinserti64x4
+    );
+    extract || insert || matches!(mnemonic, Valignd | Valignq | Vpalignr)
+}
+
+fn is_shuffle(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let shuffle = matches!(
+        mnemonic,
+        Vpshufb
+            | Vpshufd
+            | Vpshufhw
+            | Vpshuflw
+            | Vshuff32x4
+            | Vshuff64x2
+            | Vshufi32x4
+            | Vshufi64x2
+            | Vshufpd
+            | Vshufps
+    );
+    let unpack = matches!(
+        mnemonic,
+        Vpunpckhbw
+            | Vpunpckhdq
+            | Vpunpckhqdq
+            | Vpunpckhwd
+            | Vpunpcklbw
+            | Vpunpckldq
+            | Vpunpcklqdq
+            | Vpunpcklwd
+    ) || matches!(mnemonic, Vunpckhpd | Vunpckhps | Vunpcklpd | Vunpcklps);
+    shuffle || unpack || matches!(mnemonic, Vmovddup | Vmovshdup | Vmovsldup)
+}
+
+fn is_permutation(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let one_source =
+        matches!(mnemonic, Vpermb | Vpermd | Vpermilpd | Vpermilps | Vpermpd | Vpermps | Vpermq | Vpermw);
+    let two_sources = matches!(
+        mnemonic,
+        Vpermi2b | Vpermi2d | Vpermi2pd | Vpermi2ps | Vpermi2q | Vpermi2w | Vpermt2b | Vpermt2d | Vpermt2pd
+    ) || matches!(mnemonic, Vpermt2ps | Vpermt2q | Vpermt2w);
+    one_source || two_sources
 }
 
 /// Whether a misaligned operand is #GP: 16-byte operands of the legacy encoding but for a few, and the aligned and

@@ -30,7 +30,7 @@ pub use allow_list::is_listed;
 use code_memory::CodeMemory;
 use features::Host;
 pub use memory_use::{MemoryKind, MemoryUse};
-use plan::{Plan, canonical};
+use plan::{MxcsrUse, Plan, canonical};
 pub use state::{Component, ReservedMxcsr, VectorRegisters};
 
 /// Bytes of generated code that a unit keeps; when they are full, all of it is forgotten.
@@ -41,6 +41,10 @@ const MXCSR_MASKS: u32 = 0x1f80;
 const MXCSR_FLAGS: u32 = 0x3f;
 /// Those that are found before the result is computed: invalid operation, denormal, division by zero.
 const MXCSR_BEFORE: u32 = 0x07;
+/// The underflow flag in MXCSR, its mask, and the bit that flushes tiny results to zero.
+const MXCSR_UNDERFLOW: u32 = 1 << 4;
+const MXCSR_UNDERFLOW_MASK: u32 = 1 << 11;
+const MXCSR_FLUSH: u32 = 1 << 15;
 
 /// Which registers an instruction uses, for the checks of CR0, CR4 and XCR0 that go before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,8 +75,8 @@ pub struct NativeInsn {
     action: Action,
     /// Whether a pending x87 exception is raised first.
     waits: bool,
-    /// Whether MXCSR matters.
-    mxcsr: bool,
+    /// What MXCSR has to do with it.
+    mxcsr: MxcsrUse,
     /// Which registers it uses.
     pub class: StateClass,
     /// Its memory operand, if it has one.
@@ -263,7 +267,7 @@ impl NativeUnit {
             // SAFETY: the four bytes of the operand are writable.
             Action::StoreMxcsr => unsafe { memory.cast::<u32>().write_unaligned(vector.mxcsr()) },
             Action::Call | Action::CheckedCall
-                if insn.mxcsr && vector.mxcsr() & MXCSR_MASKS != MXCSR_MASKS =>
+                if insn.mxcsr != MxcsrUse::None && vector.mxcsr() & MXCSR_MASKS != MXCSR_MASKS =>
             {
                 // SAFETY: the caller's promise.
                 return unsafe { self.run_unmasked(insn, gprs, rflags, vector, memory) };
@@ -289,22 +293,32 @@ impl NativeUnit {
         memory: *mut u8,
     ) -> Result<(), NativeFault> {
         let control = vector.mxcsr();
-        let (mut gprs_after, mut rflags_after, mut after) = (*gprs, *rflags, vector.clone());
-        after.mxcsr = (control | MXCSR_MASKS) & !MXCSR_FLAGS;
+        let masked = (control | MXCSR_MASKS) & !MXCSR_FLAGS;
         let mut operand = Operand::new(insn.memory, vector);
         // SAFETY: the caller's promise, for the bytes that the instruction touches.
         unsafe { operand.read(memory) };
-        let at = operand.bytes.as_mut_ptr();
-        // SAFETY: the copies are as good as the originals; the operand's copy is aligned and as long as any.
-        unsafe { self.call(insn, &mut gprs_after, &mut rflags_after, &mut after, at) };
-        let raised = after.mxcsr & MXCSR_FLAGS;
+        let execute = |mxcsr: u32| {
+            let (mut gprs, mut rflags, mut vector, mut copy) =
+                (*gprs, *rflags, vector.clone(), operand.bytes);
+            vector.mxcsr = mxcsr;
+            // SAFETY: the copies are as good as the originals; the operand's copy is aligned and as long as any.
+            unsafe { self.call(insn, &mut gprs, &mut rflags, &mut vector, copy.0.as_mut_ptr()) };
+            (gprs, rflags, vector, copy)
+        };
+        let (gprs_after, rflags_after, mut after, bytes) = execute(masked);
+        let mut raised = after.mxcsr & MXCSR_FLAGS;
+        if control & MXCSR_UNDERFLOW_MASK == 0 {
+            // Unmasked, a tiny result raises underflow even if it is exact. So it does when it is flushed to zero.
+            raised |= execute(masked | MXCSR_FLUSH).2.mxcsr & MXCSR_UNDERFLOW;
+        }
         let unmasked = raised & !(control >> 7);
-        if unmasked != 0 {
+        if unmasked != 0 && insn.mxcsr == MxcsrUse::Raises {
             let before = unmasked & MXCSR_BEFORE != 0;
             vector.mxcsr |= if before { raised & MXCSR_BEFORE } else { raised };
             return Err(NativeFault::SimdException);
         }
         after.mxcsr = control | raised;
+        operand.bytes = bytes;
         (*gprs, *rflags, *vector) = (gprs_after, rflags_after, after);
         // SAFETY: the caller's promise, for the bytes that the instruction touches.
         unsafe { operand.write(memory) };
@@ -313,17 +327,20 @@ impl NativeUnit {
 }
 
 /// A copy of a memory operand: only instructions of vector registers have one made, so 64 bytes suffice.
-#[repr(align(64))]
 struct Operand {
-    bytes: [u8; 64],
+    bytes: OperandBytes,
     usage: Option<MemoryUse>,
     touched: u64,
 }
 
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct OperandBytes([u8; 64]);
+
 impl Operand {
     fn new(usage: Option<MemoryUse>, vector: &VectorRegisters) -> Self {
         let touched = usage.map_or(0, |usage| usage.touched(vector));
-        Self { bytes: [0; 64], usage, touched }
+        Self { bytes: OperandBytes([0; 64]), usage, touched }
     }
 
     fn touched_bytes(&self) -> impl Iterator<Item = usize> + use<> {
@@ -337,7 +354,7 @@ impl Operand {
         if self.usage.is_some_and(|usage| usage.reads) {
             for i in self.touched_bytes() {
                 // SAFETY: a touched byte.
-                self.bytes[i] = unsafe { memory.add(i).read_volatile() };
+                self.bytes.0[i] = unsafe { memory.add(i).read_volatile() };
             }
         }
     }
@@ -348,7 +365,7 @@ impl Operand {
         if self.usage.is_some_and(|usage| usage.writes) {
             for i in self.touched_bytes() {
                 // SAFETY: a touched byte.
-                unsafe { memory.add(i).write_volatile(self.bytes[i]) };
+                unsafe { memory.add(i).write_volatile(self.bytes.0[i]) };
             }
         }
     }
@@ -367,7 +384,7 @@ fn action(plan: &Plan) -> Action {
         Mnemonic::Vzeroupper => Action::ZeroUpper,
         Mnemonic::Vzeroall => Action::ZeroAll,
         Mnemonic::Wait => Action::Wait,
-        _ if plan.waits || plan.mxcsr => Action::CheckedCall,
+        _ if plan.waits || plan.mxcsr != MxcsrUse::None => Action::CheckedCall,
         _ => Action::Call,
     }
 }

@@ -22,6 +22,17 @@ pub struct VectorUse {
     pub store: bool,
 }
 
+/// What MXCSR has to do with an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MxcsrUse {
+    /// Nothing.
+    None,
+    /// It decides the result and collects exceptions, but none is ever raised: the complex products of AVX512-FP16.
+    Collects,
+    /// It decides the result, collects exceptions, and has them raised.
+    Raises,
+}
+
 /// Everything that the stub's emission needs to know.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -45,8 +56,8 @@ pub struct Plan {
     pub x87: bool,
     /// Whether pending x87 exceptions are raised first.
     pub waits: bool,
-    /// Whether MXCSR decides its result or collects its exceptions.
-    pub mxcsr: bool,
+    /// What MXCSR has to do with it.
+    pub mxcsr: MxcsrUse,
     /// Whether it may leave the upper parts of vector registers dirty.
     pub wide: bool,
     /// The memory operand.
@@ -96,7 +107,7 @@ impl Plan {
             flags_written: flags(instruction.rflags_modified()),
             x87: is_x87(&instruction),
             waits: false,
-            mxcsr: depends_on_mxcsr(&instruction),
+            mxcsr: mxcsr_use(&instruction),
             wide: false,
             memory: MemoryUse::of(&instruction, info),
         };
@@ -203,6 +214,17 @@ fn is_x87(instruction: &Instruction) -> bool {
     let mnemonic = instruction.mnemonic();
     instruction.code().encoding() == EncodingKind::Legacy
         && (mnemonic == Mnemonic::Emms || format!("{mnemonic:?}").starts_with('F'))
+}
+
+fn mxcsr_use(instruction: &Instruction) -> MxcsrUse {
+    use Mnemonic::*;
+    match instruction.mnemonic() {
+        Vfmaddcph | Vfcmaddcph | Vfmulcph | Vfcmulcph | Vfmaddcsh | Vfcmaddcsh | Vfmulcsh | Vfcmulcsh => {
+            MxcsrUse::Collects
+        }
+        _ if depends_on_mxcsr(instruction) => MxcsrUse::Raises,
+        _ => MxcsrUse::None,
+    }
 }
 
 /// Whether MXCSR decides the result or collects exceptions: every vector instruction but those that are known to move

@@ -13,7 +13,7 @@ use iced_x86::{
 };
 
 use super::features::Host;
-use super::plan::{Plan, VectorUse, has_memory};
+use super::plan::{MxcsrUse, Plan, VectorUse, has_memory};
 use super::state::{MXCSR_RESET, VectorRegisters};
 
 /// Why a stub could not be made.
@@ -173,7 +173,7 @@ impl Stub<'_> {
             let from = vector_field(&self.at, k_at(mask));
             self.emit(Instruction::with2(Code::VEX_Kmovq_kr_km64, Register::K0 + mask, from))?;
         }
-        if self.plan.mxcsr {
+        if self.plan.mxcsr != MxcsrUse::None {
             let from = vector_field(&self.at, offset_of!(VectorRegisters, mxcsr));
             self.emit(Instruction::with1(Code::Ldmxcsr_m32, from))?;
         }
@@ -247,7 +247,7 @@ impl Stub<'_> {
             let to = vector_field(&self.at, k_at(mask));
             self.emit(Instruction::with2(Code::VEX_Kmovq_m64_kr, to, Register::K0 + mask))?;
         }
-        if self.plan.mxcsr {
+        if self.plan.mxcsr != MxcsrUse::None {
             let to = vector_field(&self.at, offset_of!(VectorRegisters, mxcsr));
             self.emit(Instruction::with1(Code::Stmxcsr_m32, to))?;
         }
@@ -278,7 +278,7 @@ impl Stub<'_> {
             self.emit(Instruction::with2(Code::Mov_rm64_imm32, vector_field(&self.at, x87_at(16)), 0))?;
             self.emit(Ok(Instruction::with(Code::Fninit)))?;
         }
-        if self.plan.mxcsr {
+        if self.plan.mxcsr != MxcsrUse::None {
             let from = vector_field(&self.at, offset_of!(VectorRegisters, host_mxcsr));
             self.emit(Instruction::with1(Code::Ldmxcsr_m32, from))?;
         }

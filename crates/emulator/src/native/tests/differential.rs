@@ -1,12 +1,12 @@
 use std::collections::BTreeSet;
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic};
 
 use super::Random;
 use super::samples::{Form, has_form, sample};
 use super::truth::{Machine, OPERAND, Truth};
 use crate::native::allow_list::runs_here;
-use crate::native::{Component, NativeUnit, VectorRegisters};
+use crate::native::{Component, NativeFault, NativeUnit, Unsupported, VectorRegisters, is_listed};
 
 /// Random instances of each form of each encoding.
 const INSTANCES: u32 = 12;
@@ -44,10 +44,11 @@ fn fill(bytes: &mut [u8], random: &mut Random) {
     bytes.chunks_exact_mut(8).for_each(|chunk| chunk.copy_from_slice(&element(random)));
 }
 
-/// Random x87 state with all exceptions masked.
+/// Random x87 state, mostly with all exceptions masked.
 fn x87(random: &mut Random) -> [u8; 160] {
     let mut image = [0u8; 160];
-    let control = (random.next() as u16 & 0x0f00 | 0x007f).to_le_bytes();
+    let masks = if random.chance(3) { random.next() as u16 & 0x3f | 0x40 } else { 0x7f };
+    let control = (random.next() as u16 & 0x0f00 | masks).to_le_bytes();
     let status = (random.next() as u16 & 0x7f7f).to_le_bytes();
     image[..2].copy_from_slice(&control);
     image[2..4].copy_from_slice(&status);
@@ -69,7 +70,8 @@ pub fn random_machine(random: &mut Random) -> Machine {
     vector.zmm.iter_mut().for_each(|zmm| fill(zmm, random));
     vector.k = std::array::from_fn(|_| random.next());
     vector.load_component(Component::X87, &x87(random));
-    vector.set_mxcsr(random.next() as u32 & 0xffff | 0x1f80).unwrap();
+    let masks = if random.chance(3) { 0 } else { 0x1f80 };
+    vector.set_mxcsr(random.next() as u32 & 0xffff | masks).unwrap();
     let mut memory = [0; OPERAND];
     fill(&mut memory, random);
     let gprs = std::array::from_fn(|_| if random.chance(3) { random.below(100) } else { random.next() });
@@ -86,7 +88,7 @@ fn limit_to_host(machine: &mut Machine) {
 }
 
 /// Gives instructions with implied or restricted operands what they want.
-fn constrain(mnemonic: Mnemonic, machine: &mut Machine, address: u64) {
+pub fn constrain(mnemonic: Mnemonic, machine: &mut Machine, address: u64) {
     match mnemonic {
         Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu => machine.gprs[7] = address,
         Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr => {
@@ -97,27 +99,41 @@ fn constrain(mnemonic: Mnemonic, machine: &mut Machine, address: u64) {
     }
 }
 
-/// The same instruction through its stub. The operand is copied to an aligned place.
+/// The same instruction through its stub: what it raised, and the state after it. The operand is copied to an aligned
+/// place.
 fn through_stub(
     unit: &mut NativeUnit,
     instruction: &Instruction,
     before: &Machine,
-) -> Result<Machine, String> {
+) -> Result<(Result<(), NativeFault>, Machine), Unsupported> {
     #[repr(align(64))]
     struct Aligned([u8; OPERAND]);
     let mut after = before.clone();
     let mut memory = Aligned(before.memory);
-    let insn = unit.prepare(instruction).map_err(|error| error.to_string())?;
+    let insn = unit.prepare(instruction)?;
     // SAFETY: the operand is as long as any and aligned.
     let result = unsafe {
         unit.run(&insn, &mut after.gprs, &mut after.rflags, &mut after.vector, memory.0.as_mut_ptr())
     };
-    result.map_err(|fault| format!("{fault:?}"))?;
     after.memory = memory.0;
     // What the image holds beyond the x87 state is of no meaning.
-    let mut clean = VectorRegisters::from_state(&after.vector.to_state());
-    std::mem::swap(&mut clean, &mut after.vector);
-    Ok(after)
+    after.vector = VectorRegisters::from_state(&after.vector.to_state());
+    Ok((result, after))
+}
+
+/// The same through the host: whether it raised an exception, and the state after it.
+fn through_host(truth: &mut Truth, instruction: &Instruction, before: &Machine) -> (bool, Machine) {
+    match truth.try_run(instruction, before) {
+        Ok(after) => (false, after),
+        Err(fault) => {
+            assert_eq!(fault.signal, libc::SIGFPE, "{:?}", instruction.code());
+            (true, fault.after)
+        }
+    }
+}
+
+fn uses_mmx(instruction: &Instruction) -> bool {
+    (0..instruction.op_count()).any(|i| instruction.op_register(i).is_mm())
 }
 
 fn difference(truth: &Machine, stub: &Machine) -> Option<String> {
@@ -149,6 +165,33 @@ fn difference(truth: &Machine, stub: &Machine) -> Option<String> {
     Some(text)
 }
 
+/// Runs an instruction both ways and says what differs.
+fn compare(
+    truth: &mut Truth,
+    unit: &mut NativeUnit,
+    instruction: &Instruction,
+    before: &Machine,
+) -> Option<String> {
+    let (raised, expected) = through_host(truth, instruction, before);
+    let Ok((result, mut got)) = through_stub(unit, instruction, before) else {
+        return Some("not supported".into());
+    };
+    if result == Err(NativeFault::SimdException) && uses_mmx(instruction) {
+        // The processor turns to MMX state before it finds the exception.
+        got.vector.x87 = expected.vector.x87;
+    }
+    if result == Err(NativeFault::SimdException) {
+        // Which of overflow, underflow and inexactness are flagged beside an unmasked one of them is not told apart.
+        let after = expected.vector.mxcsr() & 0x38 | got.vector.mxcsr() & !0x38;
+        got.vector.set_mxcsr(after).unwrap();
+    }
+    let (from, to) = (before.vector.mxcsr(), expected.vector.mxcsr());
+    if raised != result.is_err() {
+        return Some(format!("raised {raised}, not {result:?}, mxcsr {from:x} to {to:x}"));
+    }
+    difference(&expected, &got).map(|text| format!("{result:?}, mxcsr was {from:x}{text}"))
+}
+
 #[test]
 fn every_listed_encoding_gives_what_the_host_gives() {
     let (mut truth, mut unit, mut random) = (Truth::new(), NativeUnit::new().unwrap(), Random::new(1));
@@ -161,28 +204,26 @@ fn every_listed_encoding_gives_what_the_host_gives() {
                     failures.push(format!("{code:?} {form:?}: no instance"));
                     break;
                 };
-                if !super::super::is_listed(&instruction) {
+                if !is_listed(&instruction) {
                     break; // bt m,r
                 }
                 let mut before = random_machine(&mut random);
                 limit_to_host(&mut before);
                 constrain(code.mnemonic(), &mut before, address);
-                let expected = truth.run(&instruction, &before);
-                match through_stub(&mut unit, &instruction, &before) {
-                    Err(error) => failures.push(format!("{code:?} {form:?}: {error}")),
-                    Ok(got) => failures
-                        .extend(difference(&expected, &got).map(|text| format!("{code:?} {form:?}: {text}"))),
+                if code.cpuid_features().contains(&CpuidFeature::AVX512_FP16) {
+                    // Exact tiny results, which unmasked raise underflow, do not show masked, nor are they ever flushed.
+                    let masked = before.vector.mxcsr() | 1 << 11;
+                    before.vector.set_mxcsr(masked).unwrap();
                 }
+                let differs = compare(&mut truth, &mut unit, &instruction, &before);
+                failures.extend(differs.map(|text| format!("{code:?} {form:?}: {text}")));
             }
             forms += 1;
             mnemonics.insert(format!("{:?}", code.mnemonic()));
         }
     }
     println!("{forms} forms of {} mnemonics", mnemonics.len());
-    assert!(
-        failures.is_empty(),
-        "{} failures:\n{}",
-        failures.len(),
-        failures[..failures.len().min(40)].join("\n")
-    );
+    println!("{} failures:", failures.len());
+    failures.truncate(400);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }

@@ -1,1 +1,65 @@
+use std::collections::{BTreeMap, BTreeSet};
 
+use iced_x86::{Code, InstructionInfoFactory, OpKind, Register};
+
+use super::Random;
+use super::differential::{constrain, random_machine};
+use super::samples::{Form, has_form, sample};
+use super::truth::Truth;
+use crate::native::allow_list::runs_here;
+use crate::native::memory_use::MemoryUse;
+use crate::native::{MemoryKind, is_listed};
+
+#[test]
+fn the_host_faults_on_exactly_the_bytes_that_an_instruction_touches() {
+    let (mut truth, mut random) = (Truth::new(), Random::new(2));
+    let mut factory = InstructionInfoFactory::new();
+    let end = truth.next_page();
+    truth.protect_next_page(libc::PROT_NONE);
+    let (mut wrong, mut kinds) = (BTreeMap::<String, BTreeSet<String>>::new(), BTreeMap::<&str, u32>::new());
+    for code in Code::values().filter(|&code| runs_here(code) && has_form(code, Form::Memory)) {
+        for _ in 0..8 {
+            let rip = truth.rip();
+            let Some(mut instruction) = sample(code, Form::Memory, &mut random, end, rip) else { continue };
+            if !is_listed(&instruction) {
+                continue;
+            }
+            let info = factory.info(&instruction);
+            let Some(usage) = MemoryUse::of(&instruction, info) else { continue };
+            // Whether MASKMOVDQU faults on bytes that it leaves alone is the processor's choice.
+            if usage.alignment > 1 || instruction.op0_kind() == OpKind::MemorySegRDI {
+                continue;
+            }
+            let inside = random.below(u64::from(usage.size));
+            if instruction.memory_base() == Register::RIP {
+                instruction.set_memory_displacement64(end - inside);
+            }
+            let mut before = random_machine(&mut random);
+            before.vector.k = std::array::from_fn(|_| random.next() & random.next() & random.next());
+            constrain(code.mnemonic(), &mut before, end - inside);
+            let touched = usage.touched(&before.vector) & usage.all_bytes();
+            let expected = if usage.kind == MemoryKind::Whole { true } else { touched >> inside != 0 };
+            let faulted = truth.try_run(&instruction, &before).is_err();
+            *kinds
+                .entry(match usage.kind {
+                    MemoryKind::Whole => "whole",
+                    MemoryKind::Masked { .. } => "masked",
+                    MemoryKind::Packed { .. } => "packed",
+                    MemoryKind::Signs { .. } => "signs",
+                    MemoryKind::MmxSigns { .. } => "MMX signs",
+                })
+                .or_default() += 1;
+            if expected != faulted {
+                let what = format!(
+                    "{code:?} {:?} bcst {} faulted {faulted} inside {inside}",
+                    usage.kind,
+                    instruction.is_broadcast()
+                );
+                wrong.entry(format!("{:?}", code.mnemonic())).or_default().insert(what);
+            }
+        }
+    }
+    truth.protect_next_page(libc::PROT_READ | libc::PROT_WRITE);
+    println!("{kinds:?}");
+    assert!(wrong.is_empty(), "{} mnemonics: {:#?}", wrong.len(), wrong);
+}

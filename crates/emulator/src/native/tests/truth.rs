@@ -2,6 +2,8 @@
 //! state comes out.
 
 use std::arch::x86_64::_xgetbv;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
 use engine::{VectorState, XSAVE_AREA_SIZE};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
@@ -30,9 +32,54 @@ const FLAGS_IN: usize = GPRS_OUT + 128;
 const FLAGS_OUT: usize = FLAGS_IN + 8;
 const HOST_RSP: usize = FLAGS_IN + 16;
 const HOST_MXCSR: usize = FLAGS_IN + 24;
-const MEMORY: usize = 3 * PAGE;
-const DATA: usize = 4 * PAGE;
+const MEMORY: usize = 4 * PAGE - OPERAND;
+const NEXT: usize = 4 * PAGE;
+const DATA: usize = 5 * PAGE;
+/// The place of the tested instruction in [`Truth::listing`].
+const TESTED: usize = 28;
 const CODE: usize = 1 << 20;
+
+/// An instruction that faulted: the signal, and the state that it left.
+#[derive(Debug)]
+pub struct Fault {
+    pub signal: i32,
+    pub after: Machine,
+}
+
+static FAULT_AT: AtomicU64 = AtomicU64::new(0);
+static RESUME_AT: AtomicU64 = AtomicU64::new(0);
+static SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// Held while an instruction may fault: the three above are for one at a time.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// The tested instruction is left behind; any other fault is as fatal as it would be without us.
+extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: the kernel gives a signal handler its context.
+    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    let rip = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+    if *rip as u64 == FAULT_AT.load(Ordering::SeqCst) {
+        *rip = RESUME_AT.load(Ordering::SeqCst) as i64;
+        SIGNAL.store(signal, Ordering::SeqCst);
+    } else {
+        // SAFETY: resets a signal's disposition.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// On the alternate stack that every thread of Rust has: RSP is the guest's.
+fn install_handler() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        for signal in [libc::SIGSEGV, libc::SIGFPE, libc::SIGILL, libc::SIGBUS] {
+            // SAFETY: a zeroed action is a valid one.
+            let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            // SAFETY: the handler has the type that SA_SIGINFO asks for.
+            assert_eq!(unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) }, 0);
+        }
+    });
+}
 
 /// Code and data near each other, so that the code reaches the data relative to RIP and needs no register.
 pub struct Truth {
@@ -66,23 +113,48 @@ impl Truth {
         self.code.address(0) as u64
     }
 
+    /// Takes a page's rights away, or gives them back: the one after the memory operand's buffer.
+    pub fn protect_next_page(&self, protection: i32) {
+        // SAFETY: a page of the data mapping that nothing else uses.
+        assert_eq!(unsafe { libc::mprotect(self.data.add(NEXT).cast(), PAGE, protection) }, 0);
+    }
+
+    /// The first address that [`Truth::protect_next_page`] is about.
+    pub fn next_page(&self) -> u64 {
+        self.data as u64 + NEXT as u64
+    }
+
     /// Runs one instruction, which must not fault.
     pub fn run(&mut self, instruction: &Instruction, before: &Machine) -> Machine {
+        self.try_run(instruction, before).unwrap_or_else(|fault| panic!("signal {}", fault.signal))
+    }
+
+    /// Runs one instruction.
+    pub fn try_run(&mut self, instruction: &Instruction, before: &Machine) -> Result<Machine, Fault> {
         self.put(STATE_IN, &before.vector.to_state().0[..]);
         self.put(STATE_OUT, &[0; XSAVE_AREA_SIZE]);
         self.put(GPRS_IN, &before.gprs.map(u64::to_le_bytes).concat());
         self.put(FLAGS_IN, &(before.rflags & 0x8d5 | 2).to_le_bytes());
         self.put(HOST_MXCSR, &0x1f80u32.to_le_bytes());
         self.put(MEMORY, &before.memory);
-        let (code, start) = self.assemble(instruction);
+        let (code, start, fault) = self.assemble(instruction);
         let offset = self.code.push(&code).unwrap_or_else(|| {
             self.code.clear();
             self.code.push(&code).unwrap()
         });
         assert_eq!(self.code.address(offset) as u64, start);
+        install_handler();
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        FAULT_AT.store(fault.0, Ordering::SeqCst);
+        RESUME_AT.store(fault.1, Ordering::SeqCst);
+        SIGNAL.store(0, Ordering::SeqCst);
         // SAFETY: code that keeps to this calling convention, for an instruction that only computes.
         unsafe { std::mem::transmute::<*const u8, extern "sysv64" fn()>(self.code.address(offset))() };
-        self.collect()
+        FAULT_AT.store(0, Ordering::SeqCst);
+        match SIGNAL.load(Ordering::SeqCst) {
+            0 => Ok(self.collect()),
+            signal => Err(Fault { signal, after: self.collect() }),
+        }
     }
 
     fn collect(&self) -> Machine {
@@ -114,8 +186,8 @@ impl Truth {
         MemoryOperand::with_base_displ(Register::RIP, self.data as i64 + offset as i64)
     }
 
-    /// The code, and the address at which it must lie.
-    fn assemble(&mut self, instruction: &Instruction) -> (Vec<u8>, u64) {
+    /// The code, the address at which it must lie, and those of the instruction and of what comes after it.
+    fn assemble(&mut self, instruction: &Instruction) -> (Vec<u8>, u64, (u64, u64)) {
         // A first piece of no length finds where the next one will lie.
         let mut start = self.code.push(&[]);
         if start.is_none_or(|start| start as usize + PAGE > CODE) {
@@ -125,10 +197,15 @@ impl Truth {
         let start = self.code.address(start.unwrap()) as u64;
         let mut encoder = Encoder::new(64);
         let mut rip = start;
-        for instruction in self.listing(instruction) {
-            rip += encoder.encode(&instruction, rip).unwrap() as u64;
+        let mut fault = (0, 0);
+        for (i, listed) in self.listing(instruction).iter().enumerate() {
+            let next = rip + encoder.encode(listed, rip).unwrap() as u64;
+            if i == TESTED {
+                fault = (rip, next);
+            }
+            rip = next;
         }
-        (encoder.take_buffer(), start)
+        (encoder.take_buffer(), start, fault)
     }
 
     fn listing(&self, instruction: &Instruction) -> Vec<Instruction> {
