@@ -256,10 +256,7 @@ impl I8042 {
         self.expects = Expects::KeyboardByte;
         let none = Status::empty();
         match value {
-            command::READ_RAM => self.answer(self.config.bits(), none),
-            command::READ_RAM..=command::READ_RAM_END => {
-                self.answer(self.ram[usize::from(value & 0x1f)], none)
-            }
+            command::READ_RAM..=command::READ_RAM_END => self.answer(self.read_ram(value & 0x1f), none),
             command::WRITE_RAM..=command::WRITE_RAM_END => self.expects = Expects::Ram(value & 0x1f),
             // The port that is not there stays disabled.
             command::DISABLE_AUX | command::ENABLE_AUX => {}
@@ -310,6 +307,11 @@ impl I8042 {
             Expects::AuxByte => self.answer(RESEND, Status::AUX | Status::TIMEOUT),
         }
         self.fill_output();
+    }
+
+    /// The controller's memory, whose first byte is the configuration.
+    fn read_ram(&self, index: u8) -> u8 {
+        if index == 0 { self.config.bits() } else { self.ram[usize::from(index & 0x1f)] }
     }
 
     fn write_config(&mut self, value: u8) {

@@ -57,13 +57,15 @@ pub enum ConfigError {
     NoRoom(usize),
 }
 
-const COMMAND: usize = 0x04 / 4;
-const CLASS: usize = 0x08 / 4;
-const HEADER_TYPE: usize = 0x0c / 4;
-const BAR_0: usize = 0x10 / 4;
-const SUBSYSTEM: usize = 0x2c / 4;
-const CAPABILITIES: usize = 0x34 / 4;
-const INTERRUPT: usize = 0x3c / 4;
+// Double words of the header, by number.
+const IDENTITY: usize = 0;
+const COMMAND: usize = 1;
+const CLASS: usize = 2;
+const HEADER_TYPE: usize = 3;
+const BAR_0: usize = 4;
+const SUBSYSTEM: usize = 11;
+const CAPABILITIES: usize = 13;
+const INTERRUPT: usize = 15;
 
 /// Command register: I/O space, memory space, bus master, parity response, SERR#, interrupt disable.
 const COMMAND_WRITABLE: u32 = 0x0547;
@@ -110,7 +112,7 @@ impl ConfigSpace {
     pub fn new(header: &Header) -> Self {
         let mut registers = [0; REGISTERS];
         let mut writable = [0; REGISTERS];
-        registers[0] = u32::from(header.device) << 16 | u32::from(header.vendor);
+        registers[IDENTITY] = u32::from(header.device) << 16 | u32::from(header.vendor);
         registers[CLASS] = header.class << 8 | u32::from(header.revision);
         registers[HEADER_TYPE] = if header.multifunction { MULTIFUNCTION } else { 0 };
         registers[SUBSYSTEM] = u32::from(header.subsystem) << 16 | u32::from(header.subsystem_vendor);
