@@ -9,7 +9,9 @@ use ::acpi_tables::aml::{
 };
 use ::acpi_tables::{Aml, sdt::Sdt};
 
-use super::{AcpiConfig, Ecam, OEM, OEM_REVISION, OEM_TABLE, S5_SLEEP_TYPE, pci_gsi, ports};
+use devices::{acpi_pm, cmos, i8042, pit, serial};
+
+use super::{AcpiConfig, Ecam, OEM, OEM_REVISION, OEM_TABLE, pci_gsi};
 use crate::layout;
 
 /// From this revision on integers have 64 bits.
@@ -30,7 +32,7 @@ pub(super) fn table(config: &AcpiConfig) -> Vec<u8> {
         scope(&device, &mut aml);
     }
     // PM1a and PM1b sleep types, and two reserved elements.
-    let sleep = Package::new(vec![&S5_SLEEP_TYPE, &ZERO, &ZERO, &ZERO]);
+    let sleep = Package::new(vec![&acpi_pm::SLP_TYP_S5, &ZERO, &ZERO, &ZERO]);
     Name::new("_S5_".into(), &sleep).to_aml_bytes(&mut aml);
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, REVISION, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
@@ -120,9 +122,13 @@ fn interrupt_routing() -> PackageBuilder {
 
 /// What belongs to the board and to no driver: the power management ports, the configuration space.
 fn motherboard(ecam: Option<Ecam>) -> Raw {
-    let pm =
-        IO::new(ports::PM1A_EVT, ports::PM1A_EVT, 1, (ports::GPE0 - ports::PM1A_EVT) as u8 + ports::GPE0_LEN);
-    let smi = IO::new(ports::SMI_CMD, ports::SMI_CMD, 1, 2);
+    let pm = IO::new(
+        acpi_pm::PM1A_EVT,
+        acpi_pm::PM1A_EVT,
+        1,
+        (acpi_pm::GPE0 - acpi_pm::PM1A_EVT) as u8 + acpi_pm::GPE0_LEN,
+    );
+    let smi = IO::new(acpi_pm::SMI_CMD, acpi_pm::SMI_CMD, 1, 2);
     let window = ecam.map(|ecam| {
         let bytes = (u32::from(ecam.last_bus) + 1) << 20;
         Memory32Fixed::new(true, ecam.base as u32, bytes)
@@ -134,20 +140,20 @@ fn motherboard(ecam: Option<Ecam>) -> Raw {
 
 /// A PC's own devices: serial ports, keyboard, clock, timer.
 fn legacy_devices() -> [Raw; 5] {
-    let ports = |first: u16, count: u8| IO::new(first, first, 1, count);
+    let ports = |first: u64, count: u64| IO::new(first as u16, first as u16, 1, count as u8);
     let irq = |number: u32| Interrupt::new(true, true, false, false, number);
-    let serial = |name: &str, uid: u8, port: u16, number: u32| {
-        let resources = resources(&[&ports(port, 8), &irq(number)]);
+    let serial_port = |name: &str, uid: u8, base: u64, number: u32| {
+        let resources = resources(&[&ports(base, serial::PORTS), &irq(number)]);
         device(name, &[&hardware_id("PNP0501"), &Name::new("_UID".into(), &uid), &resources])
     };
     let simple = |name: &str, id: &str, descriptors: &[&dyn Aml]| {
         device(name, &[&hardware_id(id), &resources(descriptors)])
     };
     [
-        serial("COM1", 1, 0x3f8, 4),
-        serial("COM2", 2, 0x2f8, 3),
-        simple("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &irq(1)]),
-        simple("RTC_", "PNP0B00", &[&ports(0x70, 2), &irq(8)]),
-        simple("TIMR", "PNP0100", &[&ports(0x40, 4), &irq(0)]),
+        serial_port("COM1", 1, serial::COM1_BASE, serial::COM1_IRQ),
+        serial_port("COM2", 2, serial::COM2_BASE, serial::COM2_IRQ),
+        simple("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &irq(i8042::KEYBOARD_IRQ)]),
+        simple("RTC_", "PNP0B00", &[&ports(cmos::BASE, cmos::PORTS), &irq(cmos::IRQ)]),
+        simple("TIMR", "PNP0100", &[&ports(pit::BASE, pit::PORTS), &irq(pit::IRQ)]),
     ]
 }

@@ -3,11 +3,11 @@
 use ::acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use ::acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 
-use super::{OEM, OEM_REVISION, OEM_TABLE, SCI, bytes, ports};
+use devices::{acpi_pm, cmos, reset};
+
+use super::{OEM, OEM_REVISION, OEM_TABLE, bytes};
 use crate::layout;
 
-/// CMOS register that holds the century.
-const CMOS_CENTURY: u8 = 0x32;
 /// Latencies that mean "there is no such state", in microseconds.
 const NO_C2: u16 = 101;
 const NO_C3: u16 = 1001;
@@ -31,30 +31,30 @@ pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
     }
     fadt.dsdt = (dsdt as u32).into();
     fadt.x_dsdt = dsdt.into();
-    fadt.sci_int = u16::from(SCI).into();
-    fadt.smi_cmd = u32::from(ports::SMI_CMD).into();
-    fadt.acpi_enable = ports::ACPI_ENABLE;
-    fadt.acpi_disable = ports::ACPI_DISABLE;
-    fadt.pm1a_evt_blk = u32::from(ports::PM1A_EVT).into();
-    fadt.pm1a_cnt_blk = u32::from(ports::PM1A_CNT).into();
-    fadt.pm_tmr_blk = u32::from(ports::PM_TMR).into();
-    fadt.gpe0_blk = u32::from(ports::GPE0).into();
-    fadt.pm1_evt_len = 4;
-    fadt.pm1_cnt_len = 2;
-    fadt.pm_tmr_len = 4;
-    fadt.gpe0_blk_len = ports::GPE0_LEN;
-    fadt.x_pm1a_evt_blk = port(ports::PM1A_EVT, 32, AccessSize::WordAccess);
-    fadt.x_pm1a_cnt_blk = port(ports::PM1A_CNT, 16, AccessSize::WordAccess);
-    fadt.x_pm_tmr_blk = port(ports::PM_TMR, 32, AccessSize::DwordAccess);
-    fadt.x_gpe0_blk = port(ports::GPE0, 8 * ports::GPE0_LEN, AccessSize::ByteAccess);
+    fadt.sci_int = (acpi_pm::SCI_IRQ as u16).into();
+    fadt.smi_cmd = u32::from(acpi_pm::SMI_CMD).into();
+    fadt.acpi_enable = acpi_pm::ACPI_ENABLE;
+    fadt.acpi_disable = acpi_pm::ACPI_DISABLE;
+    fadt.pm1a_evt_blk = u32::from(acpi_pm::PM1A_EVT).into();
+    fadt.pm1a_cnt_blk = u32::from(acpi_pm::PM1A_CNT).into();
+    fadt.pm_tmr_blk = u32::from(acpi_pm::PM_TMR).into();
+    fadt.gpe0_blk = u32::from(acpi_pm::GPE0).into();
+    fadt.pm1_evt_len = acpi_pm::PM1_EVT_LEN;
+    fadt.pm1_cnt_len = acpi_pm::PM1_CNT_LEN;
+    fadt.pm_tmr_len = acpi_pm::PM_TMR_LEN;
+    fadt.gpe0_blk_len = acpi_pm::GPE0_LEN;
+    fadt.x_pm1a_evt_blk = port(acpi_pm::PM1A_EVT, 8 * acpi_pm::PM1_EVT_LEN, AccessSize::WordAccess);
+    fadt.x_pm1a_cnt_blk = port(acpi_pm::PM1A_CNT, 8 * acpi_pm::PM1_CNT_LEN, AccessSize::WordAccess);
+    fadt.x_pm_tmr_blk = port(acpi_pm::PM_TMR, 8 * acpi_pm::PM_TMR_LEN, AccessSize::DwordAccess);
+    fadt.x_gpe0_blk = port(acpi_pm::GPE0, 8 * acpi_pm::GPE0_LEN, AccessSize::ByteAccess);
     fadt.p_lvl2_lat = NO_C2.into();
     fadt.p_lvl3_lat = NO_C3.into();
-    fadt.century = CMOS_CENTURY;
+    fadt.century = cmos::CENTURY;
     let architecture =
         boot_architecture::LEGACY_DEVICES | boot_architecture::I8042 | boot_architecture::NO_VGA;
     fadt.iapc_boot_arch = architecture.into();
-    fadt.reset_reg = port(ports::RESET, 8, AccessSize::ByteAccess);
-    fadt.reset_value = ports::RESET_VALUE;
+    fadt.reset_reg = port(reset::RESET_CONTROL_PORT as u16, 8, AccessSize::ByteAccess);
+    fadt.reset_value = reset::RESET_CONTROL_FULL;
     bytes(&fadt.finalize())
 }
 

@@ -2,9 +2,10 @@
 //! ACPI Specification, *Multiple APIC Description Table (MADT)*.
 
 use ::acpi_tables::sdt::Sdt;
+use devices::acpi_pm::SCI_IRQ;
 use x86::apic;
 
-use super::{OEM, OEM_REVISION, OEM_TABLE, SCI};
+use super::{OEM, OEM_REVISION, OEM_TABLE};
 
 const REVISION: u8 = 5;
 /// Bytes of the header with the two fields after it.
@@ -41,7 +42,7 @@ pub(super) fn table(cpus: u32) -> Vec<u8> {
     }
     entries.extend(io_apic());
     entries.extend(source_override(0, TIMER_GSI, Signal::Bus));
-    entries.extend(source_override(SCI, SCI.into(), Signal::LevelHigh));
+    entries.extend(source_override(SCI_IRQ as u8, SCI_IRQ, Signal::LevelHigh));
     entries.extend(local_apic_nmi());
     if cpus > MAX_XAPIC_ID + 1 {
         entries.extend(local_x2apic_nmi());

@@ -16,38 +16,10 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout;
 
-/// The interrupt of ACPI events: level-triggered, active high.
-pub const SCI: u8 = 9;
-/// The sleep type of S5, soft off, in PM1a_CNT.
-pub const S5_SLEEP_TYPE: u8 = 5;
 /// The first of the eight global system interrupts that PCI devices share.
 pub const PCI_GSI_BASE: u32 = 16;
 /// How many there are.
 pub const PCI_GSI_COUNT: u32 = 8;
-
-/// I/O ports of the fixed hardware and what is written to them.
-pub mod ports {
-    /// Power management event block: status and enable, 4 bytes.
-    pub const PM1A_EVT: u16 = 0x600;
-    /// Power management control, 2 bytes.
-    pub const PM1A_CNT: u16 = 0x604;
-    /// Power management timer, 4 bytes.
-    pub const PM_TMR: u16 = 0x608;
-    /// General-purpose events: status and enable, 4 bytes.
-    pub const GPE0: u16 = 0x620;
-    /// Bytes of GPE0.
-    pub const GPE0_LEN: u8 = 4;
-    /// SMI command port.
-    pub const SMI_CMD: u16 = 0xb2;
-    /// Written to the SMI command port: ACPI on.
-    pub const ACPI_ENABLE: u8 = 0xa0;
-    /// Written to the SMI command port: ACPI off.
-    pub const ACPI_DISABLE: u8 = 0xa1;
-    /// Reset control register.
-    pub const RESET: u16 = 0xcf9;
-    /// Written to the reset control register: full reset.
-    pub const RESET_VALUE: u8 = 6;
-}
 
 /// The global system interrupt of a PCI device's pin: `pin` is 0 for INTA. Neighbouring slots get different ones.
 pub const fn pci_gsi(slot: u8, pin: u8) -> u32 {

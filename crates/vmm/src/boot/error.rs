@@ -22,8 +22,8 @@ pub enum FileError {
     /// Nothing in it.
     #[error("{} is empty", .0.display())]
     Empty(PathBuf),
-    /// More than any guest can take.
-    #[error("{} has {bytes} bytes; at most {limit} are read", path.display())]
+    /// More than the guest can take.
+    #[error("{} is too big for the memory: it has {bytes} bytes, there is room for {limit}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,

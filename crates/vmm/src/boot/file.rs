@@ -8,7 +8,7 @@ use crate::layout;
 /// Reads a kernel or an initrd.
 ///
 /// # Errors
-/// [`FileError`] for what is not a file, is empty, is larger than `limit` bytes or than any guest's memory, or cannot be
+/// [`FileError`] for what is not a file, is empty, is larger than `limit` bytes (the guest's memory), or cannot be
 /// read.
 pub fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let failed = |source| FileError::Read { path: path.to_owned(), source };
@@ -49,7 +49,9 @@ mod tests {
         assert!(text("", 10).ends_with("is a directory, not a file"));
         assert!(text("empty", 10).ends_with("empty is empty"));
         assert!(text("none", 10).contains("cannot read"), "{}", text("none", 10));
-        assert!(text("five", 4).ends_with("five has 5 bytes; at most 4 are read"));
+        assert!(
+            text("five", 4).ends_with("five is too big for the memory: it has 5 bytes, there is room for 4")
+        );
         assert_eq!(read_file(&path("five"), 5).unwrap(), b"12345");
         let special = read_file(Path::new("/dev/zero"), 10).unwrap_err();
         assert_eq!(special.to_string(), "/dev/zero is a special file, not a file");
