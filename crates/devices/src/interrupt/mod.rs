@@ -21,7 +21,9 @@
 //!   with itself locked, so that edges and remote IRR keep their order.
 //! - A local APIC calls nobody. What an access to it means for others (an IPI, an EOI for the I/O APIC, the vector of
 //!   an ExtINT) is carried out once its lock is free again; so vCPUs that send IPIs to each other never wait in a ring.
-//! - A device's own lock comes before all of these, and nothing here calls a device.
+//! - A device's own lock comes before all of these, and nothing here calls a device. The functions that wake a vCPU
+//!   ([`engine::Attention::set_hook`]) or the event loop ([`crate::clock::Timers::set_wake`]) may be called with a local APIC
+//!   locked, so they must not come back here.
 
 mod fabric;
 mod handle;
@@ -35,6 +37,5 @@ mod tests;
 pub use fabric::InterruptFabric;
 pub use handle::{LocalApicHandle, VcpuBus};
 pub use ioapic::PINS as IOAPIC_PINS;
-pub use lapic::{ApicFeatures, register_name as local_apic_register};
+pub use lapic::{ApicFeatures, TIMER_FREQUENCY, register_name as local_apic_register};
 pub use message::{InterruptMessage, TriggerMode};
-pub use pic::Pic;

@@ -313,7 +313,7 @@ pub(super) const PORTS: [(u64, u64); 3] = [(0x20, 0), (0xa0, 2), (0x4d0, 4)];
 
 /// The pair of 8259As: sixteen lines in, one out.
 #[derive(Clone, Debug)]
-pub struct Pic {
+pub(super) struct Pic {
     chips: [Chip; 2],
 }
 

@@ -269,7 +269,7 @@ impl Apic {
             }
             Register::IcrLow => {
                 let high = self.icr & Icr::DESTINATION;
-                self.icr = high | Icr::from_bits_truncate(value.into()) - Icr::DELIVERY_STATUS;
+                self.icr = (Icr::from_bits_truncate(value.into()) | high) - Icr::DELIVERY_STATUS;
                 return self.send();
             }
             Register::SelfIpi => self.send_to_self(value as u8),
@@ -305,8 +305,9 @@ impl Apic {
             return Err(MsrFault);
         }
         self.settle_timer();
-        self.timer.set_deadline(value);
-        self.settle_timer();
+        if self.timer.set_deadline(value) {
+            self.timer_expired();
+        }
         Ok(())
     }
 

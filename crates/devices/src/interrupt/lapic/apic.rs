@@ -294,8 +294,12 @@ impl Apic {
     /// Lets the timer's interrupt happen if it is due. To be called before the timer's registers are used.
     pub fn settle_timer(&mut self) {
         if self.timer.settle() {
-            self.deliver_local(LvtEntry::Timer, TriggerMode::Edge);
+            self.timer_expired();
         }
+    }
+
+    pub fn timer_expired(&mut self) {
+        self.deliver_local(LvtEntry::Timer, TriggerMode::Edge);
     }
 
     /// Sets the level of the LINT0 pin: the PIC's output, on the bootstrap processor.

@@ -26,6 +26,7 @@ use address::{Address, Mode};
 use apic::Apic;
 pub use apic::ApicFeatures;
 pub(super) use apic::{Acknowledged, Effect, Ipi, Recipients};
+pub use timer::TIMER_FREQUENCY;
 
 use super::message::InterruptMessage;
 use crate::clock::{Timer, Timers};
@@ -131,7 +132,10 @@ impl LocalApic {
 
     fn timer_due(&self) {
         self.lock().armed_for = timer::NEVER;
-        self.change(Apic::settle_timer);
+        self.change(|apic| {
+            apic.settle_timer();
+            apic.timer.reschedule();
+        });
     }
 
     /// Whether a message is meant for this APIC.

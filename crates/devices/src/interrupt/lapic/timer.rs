@@ -3,6 +3,9 @@ use std::sync::Arc;
 use engine::TimeSource;
 use x86::apic::Lvt;
 
+/// The frequency that the timer's divider divides, in Hz: what CPUID.15H has to tell as the crystal's, if anything.
+pub const TIMER_FREQUENCY: u64 = 1_000_000_000;
+
 /// The deadline of a timer that does not run.
 pub(super) const NEVER: u64 = u64::MAX;
 
@@ -46,7 +49,7 @@ enum State {
     Deadline(u64),
 }
 
-/// The APIC's timer on a bus clock of 1 GHz. SDM vol. 3, *APIC Timer*.
+/// The APIC's timer on a bus clock of [`TIMER_FREQUENCY`], so that a tick is a nanosecond. SDM vol. 3, *APIC Timer*.
 ///
 /// Nothing here ticks: registers are computed from the time, and [`ApicTimer::settle`] says that the timer has expired.
 pub(super) struct ApicTimer {
@@ -99,8 +102,6 @@ impl ApicTimer {
                 let expired = self.guest_tsc() >= deadline;
                 if expired {
                     self.stop();
-                } else {
-                    self.schedule();
                 }
                 expired
             }
@@ -183,15 +184,26 @@ impl ApicTimer {
         }
     }
 
-    /// Arms the timer for a value of the guest's TSC; zero disarms it. Ignored outside TSC-deadline mode.
-    pub fn set_deadline(&mut self, deadline: u64) {
+    /// Arms the timer for a value of the guest's TSC, and says whether it has been reached already; zero disarms it.
+    /// Ignored outside TSC-deadline mode.
+    #[must_use]
+    pub fn set_deadline(&mut self, deadline: u64) -> bool {
         if self.mode != TimerMode::TscDeadline {
-            return;
+            return false;
         }
-        if deadline == 0 {
+        let ticks = deadline.saturating_sub(self.guest_tsc());
+        if ticks == 0 {
             self.stop();
-        } else {
-            self.state = State::Deadline(deadline);
+            return deadline != 0;
+        }
+        self.state = State::Deadline(deadline);
+        self.expiry = self.after_ticks(ticks);
+        false
+    }
+
+    /// Computes the expiry anew: the time may have been a little short of it when the host's timer ran.
+    pub fn reschedule(&mut self) {
+        if let State::Deadline(_) = self.state {
             self.schedule();
         }
     }
@@ -228,17 +240,20 @@ impl ApicTimer {
             State::Counting { since, count } => {
                 since.saturating_add(u64::from(count) * self.divisor()).min(NEVER - 1)
             }
-            State::Deadline(deadline) => {
-                let ticks = deadline.saturating_sub(self.guest_tsc());
-                self.time.now().saturating_add(self.nanoseconds(ticks)).min(NEVER - 1)
-            }
+            State::Deadline(deadline) => self.after_ticks(deadline.saturating_sub(self.guest_tsc())),
         };
     }
 
-    /// The time that `ticks` of the TSC take, in nanoseconds, rounded up.
-    fn nanoseconds(&self, ticks: u64) -> u64 {
-        let frequency = u128::from(self.time.tsc_frequency().max(1));
-        let ns = (u128::from(ticks) * 1_000_000_000).div_ceil(frequency);
-        u64::try_from(ns).unwrap_or(NEVER)
+    /// When `ticks` of the TSC have passed from now, in nanoseconds, rounded up.
+    fn after_ticks(&self, ticks: u64) -> u64 {
+        const SECOND: u64 = 1_000_000_000;
+        let frequency = self.time.tsc_frequency().max(1);
+        let ns = match ticks.checked_mul(SECOND) {
+            Some(scaled) => scaled.div_ceil(frequency),
+            // A 128-bit division is slow, and only needed beyond some seconds.
+            None => u64::try_from((u128::from(ticks) * u128::from(SECOND)).div_ceil(frequency.into()))
+                .unwrap_or(NEVER),
+        };
+        self.time.now().saturating_add(ns).min(NEVER - 1)
     }
 }

@@ -28,7 +28,7 @@ impl VectorSet {
 
     /// The 32-bit register that stands `index` registers (of 32 vectors each) after the first.
     pub fn register(&self, index: u32) -> u32 {
-        (self.0[(index / 2 & 3) as usize] >> (index % 2 * 32)) as u32
+        (self.0[(index as usize / 2) % 4] >> (index % 2 * 32)) as u32
     }
 }
 

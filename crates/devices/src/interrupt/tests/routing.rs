@@ -68,7 +68,7 @@ fn x2apic_ipis_reach_ids_clusters_and_all() {
     let machine = Machine::x2apic(20);
     let cpu = &machine.cpus[0];
     let logical = u64::from(LOGICAL);
-    let mut send = |destination: u64, icr: u64| {
+    let send = |destination: u64, icr: u64| {
         cpu.wrmsr(offset::ICR_LOW, destination << 32 | icr | 0x41).unwrap();
         receivers(&machine, 0x41)
     };

@@ -1,5 +1,6 @@
 //! The local APIC's timer.
 
+use engine::TimeSource;
 use x86::msr::IA32_TSC_DEADLINE;
 
 use super::*;
@@ -213,4 +214,45 @@ fn a_timer_of_an_illegal_vector_is_an_error() {
     machine.run(10);
     cpu.write(offset::ESR, 0);
     assert_eq!((cpu.read(offset::ESR), cpu.take()), (0x40, None));
+}
+
+/// A clock whose TSC runs at a frequency that is no multiple of a nanosecond's.
+struct Skewed(Arc<ManualTime>);
+
+impl TimeSource for Skewed {
+    fn now(&self) -> u64 {
+        self.0.now()
+    }
+    fn tsc(&self) -> u64 {
+        (u128::from(self.now()) * u128::from(self.tsc_frequency()) / 1_000_000_000) as u64
+    }
+    fn tsc_frequency(&self) -> u64 {
+        2_399_999_977
+    }
+    fn wall_clock(&self) -> u64 {
+        0
+    }
+}
+
+#[test]
+fn no_deadline_fires_early_or_late_by_more_than_a_tick() {
+    let time = ManualTime::new();
+    let skewed = Arc::new(Skewed(time.clone()));
+    let timers = Timers::new(skewed.clone());
+    let fabric = InterruptFabric::new(ApicFeatures::default(), &timers, &[Attention::new()]);
+    let apic = fabric.local_apic(0).unwrap();
+    apic.mmio_write(offset::SVR.into(), &0x1ffu32.to_le_bytes());
+    apic.mmio_write(offset::LVT_TIMER.into(), &(DEADLINE | 0xee).to_le_bytes());
+    for ticks in (1..2000).chain([1 << 35, 1 << 36]) {
+        let deadline = skewed.tsc() + ticks;
+        apic.write_msr(IA32_TSC_DEADLINE, deadline).unwrap();
+        while !apic.has_interrupt() {
+            let next = timers.next_deadline().expect("armed until it fires");
+            time.advance(next.saturating_sub(time.now()));
+            timers.run_due();
+        }
+        assert!((deadline..deadline + 6).contains(&skewed.tsc()), "{ticks} ticks");
+        assert_eq!(apic.acknowledge(), Some(0xee));
+        apic.mmio_write(offset::EOI.into(), &[0; 4]);
+    }
 }
