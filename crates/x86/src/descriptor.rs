@@ -169,6 +169,22 @@ impl Descriptor {
     pub const fn system_type(self) -> Option<SystemType> {
         SystemType::from_bits((self.0 >> 40 & 15) as u8)
     }
+    /// The code segment that a gate leads to.
+    pub const fn gate_selector(self) -> Selector {
+        Selector((self.0 >> 16) as u16)
+    }
+    /// The low 32 bits of the offset that a 32-bit or 64-bit gate leads to; 16-bit gates have 16 of them.
+    pub const fn gate_offset(self) -> u32 {
+        (self.0 & 0xffff) as u32 | (self.0 >> 32 & 0xffff_0000) as u32
+    }
+    /// A 64-bit gate's entry of the interrupt stack table, 1 to 7; zero for none.
+    pub const fn gate_stack(self) -> u8 {
+        (self.0 >> 32 & 7) as u8
+    }
+    /// How many parameters a call gate copies.
+    pub const fn gate_parameters(self) -> u8 {
+        (self.0 >> 32 & 31) as u8
+    }
     /// The contents of a segment register loaded from this descriptor.
     pub const fn segment(self, selector: Selector) -> Segment {
         Segment { selector, base: self.base() as u64, limit: self.limit(), attributes: self.attributes() }

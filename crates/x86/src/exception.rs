@@ -27,6 +27,52 @@ pub enum Vector {
     ControlProtection = 21,
 }
 
+impl Vector {
+    /// The mnemonic: "#GP".
+    pub const fn mnemonic(self) -> &'static str {
+        match self {
+            Self::DivideError => "#DE",
+            Self::Debug => "#DB",
+            Self::Nmi => "NMI",
+            Self::Breakpoint => "#BP",
+            Self::Overflow => "#OF",
+            Self::BoundRange => "#BR",
+            Self::InvalidOpcode => "#UD",
+            Self::DeviceNotAvailable => "#NM",
+            Self::DoubleFault => "#DF",
+            Self::InvalidTss => "#TS",
+            Self::SegmentNotPresent => "#NP",
+            Self::StackFault => "#SS",
+            Self::GeneralProtection => "#GP",
+            Self::PageFault => "#PF",
+            Self::X87FloatingPoint => "#MF",
+            Self::AlignmentCheck => "#AC",
+            Self::MachineCheck => "#MC",
+            Self::SimdFloatingPoint => "#XM",
+            Self::Virtualization => "#VE",
+            Self::ControlProtection => "#CP",
+        }
+    }
+
+    /// Whether it counts as contributory where it meets another. SDM vol. 3, *Double Fault Exception*.
+    pub const fn is_contributory(self) -> bool {
+        matches!(
+            self,
+            Self::DivideError
+                | Self::InvalidTss
+                | Self::SegmentNotPresent
+                | Self::StackFault
+                | Self::GeneralProtection
+                | Self::ControlProtection
+        )
+    }
+
+    /// Whether it counts as a page fault where it meets another.
+    pub const fn is_page_fault(self) -> bool {
+        matches!(self, Self::PageFault | Self::Virtualization)
+    }
+}
+
 /// An exception as the processor delivers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
@@ -34,8 +80,19 @@ pub struct Exception {
     pub vector: Vector,
     /// The error code, for those that push one.
     pub error_code: Option<u32>,
-    /// For a page fault: the linear address that goes to CR2.
+    /// For a page fault: the linear address that goes to CR2. For a debug exception: the bits to set in DR6.
     pub address: u64,
+}
+
+impl core::fmt::Display for Exception {
+    /// "#PF(0x2) at 0x1000".
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.vector.mnemonic())?;
+        if let Some(code) = self.error_code {
+            write!(f, "({code:#x})")?;
+        }
+        if self.vector.is_page_fault() { write!(f, " at {:#x}", self.address) } else { Ok(()) }
+    }
 }
 
 impl Exception {
@@ -57,6 +114,11 @@ impl Exception {
     /// #UD.
     pub const fn ud() -> Self {
         Self::new(Vector::InvalidOpcode)
+    }
+
+    /// #DB with the bits of DR6 that say why.
+    pub const fn debug(dr6: u64) -> Self {
+        Self { vector: Vector::Debug, error_code: None, address: dr6 }
     }
 
     /// #PF at a linear address.

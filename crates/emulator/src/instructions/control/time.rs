@@ -1,0 +1,50 @@
+//! What the processor tells of itself: its time and its identity. SDM vol. 2, *RDTSC*, *RDTSCP*, *RDPID*, *CPUID*.
+
+use x86::Cr4;
+
+use crate::cpu::Cpu;
+use crate::insn::{Insn, Stop};
+
+fn read_counter(cpu: &mut Cpu) -> Result<(), Stop> {
+    if cpu.cr4.contains(Cr4::TSD) && cpu.cpl() > 0 {
+        return Err(cpu.gp0());
+    }
+    let tsc = cpu.tsc();
+    cpu.set_gpr_sized(0, 4, tsc & 0xffff_ffff);
+    cpu.set_gpr_sized(2, 4, tsc >> 32);
+    Ok(())
+}
+
+/// RDTSC.
+pub fn rdtsc(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
+    read_counter(cpu)
+}
+
+/// RDTSCP.
+pub fn rdtscp(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
+    read_counter(cpu)?;
+    cpu.set_gpr_sized(1, 4, cpu.msrs.tsc_aux & 0xffff_ffff);
+    Ok(())
+}
+
+/// RDPID.
+pub fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let value = cpu.msrs.tsc_aux & 0xffff_ffff;
+    cpu.registers.set(insn.r1, value);
+    Ok(())
+}
+
+/// RDPMC: there are no performance counters, so every index is a wrong one.
+pub fn rdpmc(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
+    Err(cpu.gp0())
+}
+
+/// CPUID: the leaf in EAX, its part in ECX.
+pub fn cpuid(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
+    let (leaf, subleaf) = (cpu.gpr_sized(0, 4) as u32, cpu.gpr_sized(1, 4) as u32);
+    let [eax, ebx, ecx, edx] = cpu.wires.model.cpuid(&cpu.cpuid_context(), leaf, subleaf);
+    for (register, value) in [(0, eax), (3, ebx), (1, ecx), (2, edx)] {
+        cpu.set_gpr_sized(register, 4, u64::from(value));
+    }
+    Ok(())
+}

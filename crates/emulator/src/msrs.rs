@@ -1,0 +1,94 @@
+//! Model-specific registers: the values that stand nowhere else in the processor's state, and what they accept.
+//! SDM vol. 4, *Architectural MSRs*. RDMSR and WRMSR themselves are in `instructions::msr`.
+
+mod clock;
+mod memory_types;
+
+pub use clock::Clock;
+pub use memory_types::MemoryTypes;
+
+/// Banks of machine-check registers. Nothing is ever reported in them.
+pub const MACHINE_CHECK_BANKS: usize = 4;
+
+/// Revision of the microcode, as IA32_BIOS_SIGN_ID tells it in its upper half.
+pub const MICROCODE_REVISION: u64 = 1;
+
+/// Values of model-specific registers. Plain data; `Cpu::write_msr` checks what comes in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Msrs {
+    /// Added to the machine's time-stamp counter, in ticks.
+    pub tsc_offset: u64,
+    /// IA32_TSC_ADJUST.
+    pub tsc_adjust: u64,
+    /// IA32_TSC_AUX.
+    pub tsc_aux: u64,
+    /// IA32_STAR: the selectors of SYSCALL and SYSRET.
+    pub star: u64,
+    /// IA32_LSTAR: where SYSCALL goes.
+    pub lstar: u64,
+    /// IA32_CSTAR, which Intel's processors keep and do not use.
+    pub cstar: u64,
+    /// IA32_FMASK: the flags that SYSCALL clears.
+    pub fmask: u64,
+    /// IA32_KERNEL_GS_BASE: what SWAPGS exchanges with the base of GS.
+    pub kernel_gs_base: u64,
+    /// IA32_SYSENTER_CS.
+    pub sysenter_cs: u64,
+    /// IA32_SYSENTER_ESP.
+    pub sysenter_esp: u64,
+    /// IA32_SYSENTER_EIP.
+    pub sysenter_eip: u64,
+    /// IA32_MISC_ENABLE.
+    pub misc_enable: u64,
+    /// IA32_SPEC_CTRL: kept, and without effect, since nothing is speculated across privileges.
+    pub spec_ctrl: u64,
+    /// IA32_DEBUGCTL.
+    pub debugctl: u64,
+    /// PAT and the MTRRs.
+    pub memory_types: MemoryTypes,
+    /// IA32_MCG_STATUS.
+    pub machine_check_status: u64,
+    /// IA32_MCi_CTL, STATUS, ADDR and MISC.
+    pub machine_check: [[u64; 4]; MACHINE_CHECK_BANKS],
+    /// KVM's paravirtual clock.
+    pub clock: Clock,
+}
+
+impl Msrs {
+    /// The values after power-up, with the memory types that firmware would have left.
+    pub fn reset() -> Self {
+        Self {
+            tsc_offset: 0,
+            tsc_adjust: 0,
+            tsc_aux: 0,
+            star: 0,
+            lstar: 0,
+            cstar: 0,
+            fmask: 0,
+            kernel_gs_base: 0,
+            sysenter_cs: 0,
+            sysenter_esp: 0,
+            sysenter_eip: 0,
+            misc_enable: MISC_ENABLE_RESET,
+            spec_ctrl: 0,
+            debugctl: 0,
+            memory_types: MemoryTypes::reset(),
+            machine_check_status: 0,
+            machine_check: [[0; 4]; MACHINE_CHECK_BANKS],
+            clock: Clock::default(),
+        }
+    }
+}
+
+impl Default for Msrs {
+    fn default() -> Self {
+        Self::reset()
+    }
+}
+
+/// Fast strings are on; branch trace storage and PEBS are unavailable.
+const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
+
+/// What software may change in IA32_MISC_ENABLE: fast strings, thermal control, the limit of CPUID's leaves and the
+/// execute-disable bit's disable.
+pub const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 22 | 1 << 34;
