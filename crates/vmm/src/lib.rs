@@ -13,12 +13,23 @@
 //! This is the only crate that knows engines and devices both; it knows no terminal, no command line and no guest by
 //! name. Nothing here acts on a device from two places: threads hold handles, and meet in [`Ending`].
 
+pub mod acpi_tables;
+pub mod boot;
+pub mod config;
+mod engines;
+mod error;
 pub mod event_loop;
+pub mod input;
 pub mod layout;
 pub mod ledger_bus;
+pub mod machine;
 pub mod outcome;
 pub mod output;
+pub mod platform;
 pub mod vcpu_thread;
 
+pub use config::{ConfigError, EngineChoice, MachineConfig};
+pub use error::BuildError;
+pub use machine::{Controls, Machine, SerialLine, Summary};
 pub use outcome::{Ending, Outcome, StopReason};
 pub use vcpu_thread::VcpuSummary;

@@ -1,12 +1,14 @@
 //! A serial port's output on its way to the host: a bounded queue and the thread that writes it.
 //!
-//! The guest writes a byte at a time and must not wait for a system call each; and it must wait where nobody reads,
-//! for the queue is bounded. When the run ends, what is queued is still written.
+//! The guest writes a byte at a time and must not wait for a system call each. The queue is bounded: where nobody
+//! reads it fills up, and the port keeps the guest waiting. When the run ends, what is queued is still written.
 
 use std::io::{self, ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use devices::serial::SerialOutput;
 
 use crate::outcome::{Ending, Outcome, StopReason};
 
@@ -17,7 +19,7 @@ const GATHER: Duration = Duration::from_millis(2);
 /// How long a reader that does not read may hold up the end of a run that was stopped from outside.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// The guest's end: a [`Write`] that never waits once the run has ended. Clones write to the same queue.
+/// The port's end: it takes what there is room for. Clones write to the same queue.
 #[derive(Clone)]
 pub struct Output(Arc<Shared>);
 
@@ -32,8 +34,8 @@ struct Shared {
     state: Mutex<State>,
     /// Something to write, or the end.
     work: Condvar,
-    /// Room again, or written out.
-    room: Condvar,
+    /// Written out, or given up.
+    finished: Condvar,
 }
 
 #[derive(Default)]
@@ -43,8 +45,6 @@ struct State {
     idle: bool,
     /// No more will come.
     closed: bool,
-    /// The run is ending: nobody waits for room any more.
-    ending: bool,
     /// The writer has ended.
     done: bool,
 }
@@ -64,16 +64,8 @@ impl Output {
             let mut state = writer.lock();
             state.done = true;
             state.queue.clear();
-            writer.room.notify_all();
+            writer.finished.notify_all();
         })?;
-        let weak = Arc::downgrade(&shared);
-        ending.calls(move || {
-            if let Some(shared) = weak.upgrade() {
-                shared.lock().ending = true;
-                shared.room.notify_all();
-                shared.work.notify_all();
-            }
-        });
         Ok((Self(shared.clone()), OutputThread { shared, thread }))
     }
 }
@@ -86,26 +78,20 @@ fn failed(error: &io::Error) -> Outcome {
     }
 }
 
-impl Write for Output {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+impl SerialOutput for Output {
+    /// Once the writer has given up, bytes go nowhere: the guest must not wait for a reader that will never come.
+    fn accept(&mut self, bytes: &[u8]) -> usize {
         let mut state = self.0.lock();
-        while state.queue.len() >= CAPACITY && !state.ending && !state.done {
-            state = self.0.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.done {
+            return bytes.len();
         }
-        let room = CAPACITY.saturating_sub(state.queue.len());
-        if !state.done {
-            state.queue.extend_from_slice(&data[..data.len().min(room)]);
-        }
+        let count = bytes.len().min(CAPACITY.saturating_sub(state.queue.len()));
+        state.queue.extend_from_slice(&bytes[..count]);
         if state.idle {
             state.idle = false;
             self.0.work.notify_one();
         }
-        // What finds no room now, with the run ending, never will.
-        Ok(if room == 0 { data.len() } else { data.len().min(room) })
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        count
     }
 }
 
@@ -121,7 +107,7 @@ impl Shared {
             sink.flush()?;
             batch.clear();
             let state = self.lock();
-            if state.queue.is_empty() && !state.ending && !state.closed {
+            if state.queue.is_empty() && !state.closed {
                 // An idle writer is woken for each byte; one that gathers is not.
                 drop(self.work.wait_timeout(state, GATHER));
             }
@@ -141,7 +127,6 @@ impl Shared {
             state.idle = false;
         }
         std::mem::swap(batch, &mut state.queue);
-        self.room.notify_all();
         true
     }
 }
@@ -156,11 +141,15 @@ impl OutputThread {
         self.shared.work.notify_all();
         while !state.done {
             match limit.map(|limit| limit.saturating_duration_since(Instant::now())) {
-                None => state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner),
+                None => state = self.shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(Duration::ZERO) => return,
                 Some(left) => {
-                    state =
-                        self.shared.room.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+                    state = self
+                        .shared
+                        .finished
+                        .wait_timeout(state, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0;
                 }
             }
         }
@@ -197,28 +186,30 @@ mod tests {
         (ending, output, thread, open, written)
     }
 
+    fn write(output: &mut Output, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = &bytes[output.accept(bytes)..];
+        }
+    }
+
     #[test]
     fn everything_is_written_in_order_by_the_end() {
         let (_ending, mut output, thread, open, written) = gated();
         drop(open);
         let bytes: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
         for byte in &bytes {
-            output.write_all(&[*byte]).unwrap();
+            write(&mut output, &[*byte]);
         }
         thread.finish(false);
         assert!(*written.lock().unwrap() == bytes);
     }
 
     #[test]
-    fn a_flooding_guest_waits_for_the_reader_and_goes_on_when_the_run_ends() {
-        let (ending, mut output, thread, open, _written) = gated();
-        let guest = std::thread::spawn(move || output.write_all(&vec![0; 4 * CAPACITY]).map(|()| output));
-        std::thread::sleep(Duration::from_millis(30));
-        assert!(!guest.is_finished());
-        ending.report(Outcome::Stopped(StopReason::Quit));
-        let output = guest.join().unwrap().unwrap();
-        assert!(output.0.lock().queue.len() <= CAPACITY);
-        // The reader still does not read: finishing gives up on it.
+    fn a_flood_is_refused_once_the_queue_is_full_and_a_stopped_run_does_not_wait_for_the_reader() {
+        let (_ending, mut output, thread, open, _written) = gated();
+        let taken: usize = (0..10).map(|_| output.accept(&vec![0; CAPACITY])).sum();
+        assert!((CAPACITY..=2 * CAPACITY).contains(&taken), "{taken}");
+        assert_eq!(output.accept(b"x"), 0);
         thread.finish(true);
         drop(open);
     }
@@ -236,9 +227,9 @@ mod tests {
         }
         let ending = Ending::new();
         let (mut output, thread) = Output::start(Box::new(Closed), &ending).unwrap();
-        output.write_all(b"x").unwrap();
+        write(&mut output, b"x");
         assert_eq!(ending.wait(), Outcome::Stopped(StopReason::OutputClosed));
-        output.write_all(&vec![0; 2 * CAPACITY]).unwrap();
+        write(&mut output, &vec![0; 2 * CAPACITY]);
         thread.finish(false);
     }
 }

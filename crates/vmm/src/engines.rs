@@ -1,0 +1,155 @@
+//! The engines: which one runs the machine, and the interrupt controllers that come with it.
+
+use std::sync::Arc;
+
+use devices::bus::{BusError, MachineBus, Window};
+use devices::clock::Timers;
+use devices::interrupt::{ApicFeatures, InterruptFabric, VcpuBus};
+use devices::irq::{IrqLine, IrqSink};
+use devices::pit::{self, Pit};
+use emulator::{CpuModel, SoftVcpu, VcpuConfig};
+use engine::{Attention, Bus, EngineError, Space, Vcpu};
+use exits::Recorder;
+use guest_memory::GuestMemory;
+use kvm::KvmVm;
+
+use crate::config::{EngineChoice, MachineConfig};
+use crate::error::BuildError;
+
+/// What runs the vCPUs of one machine.
+pub enum Engine {
+    /// Ringside's own CPU, with the interrupt controllers and the PIT of `devices`.
+    Soft(SoftMachine),
+    /// `/dev/kvm`, with the kernel's.
+    Kvm(KvmVm),
+}
+
+/// What the software vCPUs of one machine share.
+pub struct SoftMachine {
+    memory: GuestMemory,
+    timers: Timers,
+    fabric: Arc<InterruptFabric>,
+    model: Arc<CpuModel>,
+    shared: Arc<emulator::Shared>,
+}
+
+impl Engine {
+    /// Takes the engine that `config` asks for.
+    ///
+    /// # Errors
+    /// [`BuildError`] where it is not there, or has no such CPU.
+    pub fn new(
+        config: &MachineConfig,
+        memory: &GuestMemory,
+        timers: &Timers,
+        attentions: &[Arc<Attention>],
+    ) -> Result<Self, BuildError> {
+        let unusable = match config.engine {
+            EngineChoice::Soft => "not asked for".to_owned(),
+            EngineChoice::Kvm | EngineChoice::Auto => match kvm::probe() {
+                Ok(_) => return Ok(Self::Kvm(KvmVm::new(memory)?)),
+                Err(reason) => reason,
+            },
+        };
+        if config.engine == EngineChoice::Kvm {
+            return Err(EngineError::Unavailable(format!("--engine kvm: {unusable}")).into());
+        }
+        log::info!("the software CPU runs the guest (/dev/kvm: {unusable})");
+        let model = CpuModel::parse(&config.cpu, config.cpus)
+            .map_err(|error| BuildError::CpuModel(error.to_string()))?;
+        Ok(Self::Soft(SoftMachine {
+            memory: memory.clone(),
+            timers: timers.clone(),
+            fabric: InterruptFabric::new(ApicFeatures::default(), timers, attentions),
+            model: Arc::new(model),
+            shared: Arc::new(emulator::Shared::new(config.cpus)),
+        }))
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Soft(_) => "soft",
+            Self::Kvm(_) => "kvm",
+        }
+    }
+
+    /// The interrupt controllers' input lines, by the ISA interrupts' numbers.
+    pub fn irqs(&self) -> Arc<dyn IrqSink> {
+        match self {
+            Self::Soft(soft) => soft.fabric.clone(),
+            Self::Kvm(vm) => Arc::new(KvmLines(vm.clone())),
+        }
+    }
+
+    /// Puts the interrupt controllers and the interval timer on the bus, where they are not the kernel's.
+    ///
+    /// # Errors
+    /// [`BusError`] where another device is there.
+    pub fn add_devices(&self, bus: &MachineBus) -> Result<(), BusError> {
+        let Self::Soft(soft) = self else { return Ok(()) };
+        soft.fabric.attach(bus)?;
+        soft.fabric.enable_virtual_wire();
+        let timer = Pit::new(IrqLine::new(soft.fabric.clone(), pit::IRQ), &soft.timers);
+        bus.insert(Space::Port, pit::BASE, pit::PORTS, "pit", timer.clone())?;
+        let speaker =
+            Window { space: Space::Port, base: pit::SPEAKER_PORT, len: 1, offset: pit::SPEAKER_OFFSET };
+        bus.insert_window(speaker, "pit", timer)
+    }
+
+    /// A vCPU in its state after power-up, and what it sees of the machine: `bus`, behind its local APIC.
+    ///
+    /// # Errors
+    /// What the engine refuses.
+    pub fn vcpu(
+        &self,
+        id: u32,
+        bus: Arc<MachineBus>,
+        attention: Arc<Attention>,
+        recorder: Option<Recorder>,
+    ) -> Result<(Box<dyn Vcpu>, Arc<dyn Bus>), EngineError> {
+        match self {
+            Self::Soft(soft) => soft.vcpu(id, bus, attention, recorder),
+            Self::Kvm(vm) => {
+                let config = kvm::VcpuConfig { id, attention, cpuid: &[], recorder };
+                Ok((Box::new(vm.create_vcpu(config)?), bus))
+            }
+        }
+    }
+}
+
+impl SoftMachine {
+    fn vcpu(
+        &self,
+        id: u32,
+        bus: Arc<MachineBus>,
+        attention: Arc<Attention>,
+        recorder: Option<Recorder>,
+    ) -> Result<(Box<dyn Vcpu>, Arc<dyn Bus>), EngineError> {
+        let Some(apic) = self.fabric.local_apic(id as usize) else {
+            return Err(EngineError::Unavailable(format!("vCPU {id} has no local APIC")));
+        };
+        let vcpu = SoftVcpu::new(VcpuConfig {
+            id,
+            memory: self.memory.clone(),
+            interrupts: Arc::new(apic.clone()),
+            time: self.timers.time().clone(),
+            attention,
+            cpu: self.model.clone(),
+            recorder,
+            shared: self.shared.clone(),
+        })?;
+        Ok((Box::new(vcpu), Arc::new(VcpuBus::new(apic, bus))))
+    }
+}
+
+/// The lines of KVM's interrupt controllers.
+struct KvmLines(KvmVm);
+
+impl IrqSink for KvmLines {
+    fn set_line(&self, line: u32, level: bool) {
+        if let Err(error) = self.0.set_irq_line(line, level) {
+            log::error!("interrupt line {line}: {error}");
+        }
+    }
+}

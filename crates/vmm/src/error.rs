@@ -1,0 +1,35 @@
+use crate::acpi_tables::AcpiError;
+use crate::boot::{BootError, FileError};
+use crate::config::ConfigError;
+
+/// Why there is no machine.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A value that no machine can have.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] guest_memory::MemoryError),
+    /// No ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// A file that cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A kernel or an initrd that cannot be booted.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Two devices at one address: a defect, or a debug-exit port where a device is.
+    #[error(transparent)]
+    Bus(#[from] devices::bus::BusError),
+    /// No CPU of that model.
+    #[error("--cpu: {0}")]
+    CpuModel(String),
+    /// The engine is not there, or refuses.
+    #[error(transparent)]
+    Engine(#[from] engine::EngineError),
+    /// A system call failed.
+    #[error("the host gives no thread: {0}")]
+    Host(#[from] std::io::Error),
+}

@@ -1,0 +1,273 @@
+//! The machine: built from its configuration, run once.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use devices::bus::MachineBus;
+use devices::clock::Timers;
+use engine::{Attention, HostTime, Space, TimeSource, VcpuState};
+use exits::{Detail, Ledger, Report};
+use guest_memory::GuestMemory;
+
+use crate::acpi_tables::{self, AcpiConfig};
+use crate::boot::{self, BootPayload};
+use crate::config::{ConfigError, MachineConfig};
+use crate::engines::Engine;
+use crate::error::BuildError;
+use crate::event_loop::EventLoop;
+use crate::input::Input;
+use crate::layout;
+use crate::ledger_bus::LedgerBus;
+use crate::outcome::{Ending, Outcome, StopReason};
+use crate::output::{Output, OutputThread};
+use crate::platform::{Platform, PlatformConfig, PowerButton};
+use crate::vcpu_thread::{Run, VcpuSummary, VcpuThread};
+
+/// How long a vCPU may take to notice that the run has ended.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+
+/// Where one serial port leads on the host.
+pub struct SerialLine {
+    /// Takes what the guest sends.
+    pub output: Box<dyn Write + Send>,
+    /// Gives what the guest receives.
+    pub input: Option<Input>,
+}
+
+/// A machine that is ready to run.
+pub struct Machine {
+    platform: Platform,
+    timers: Timers,
+    vcpus: Vec<VcpuThread>,
+    run: Arc<Run>,
+    controls: Controls,
+    outputs: Vec<OutputThread>,
+    inputs: Vec<Option<Input>>,
+    engine: &'static str,
+}
+
+/// What the world outside may do to a machine. Clones are for the same one.
+#[derive(Clone)]
+pub struct Controls {
+    ending: Ending,
+    power: PowerButton,
+    bus: Arc<MachineBus>,
+    ledger: Option<Ledger>,
+    tick_frequency: u64,
+}
+
+/// What a run was.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// The engine that ran the vCPUs.
+    pub engine: &'static str,
+    /// From the start of the vCPUs to the end.
+    pub elapsed: Duration,
+    /// When the first instruction began.
+    pub first_instruction: Option<Instant>,
+    /// The vCPUs, by number.
+    pub vcpus: Vec<VcpuSummary>,
+    /// The exits, where they were counted.
+    pub exits: Option<Report>,
+}
+
+impl Machine {
+    /// Builds what `config` says, with the serial ports COM1, COM2 … leading where `lines` say.
+    ///
+    /// # Errors
+    /// [`BuildError`] for values that no machine can have, files that cannot be booted, and what the host refuses.
+    pub fn build(config: &MachineConfig, lines: Vec<SerialLine>) -> Result<Self, BuildError> {
+        config.check()?;
+        let memory = GuestMemory::new(&layout::regions(config.memory).map_err(ConfigError::Memory)?)?;
+        let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
+        let boot_state = load(config, &memory)?;
+        let time: Arc<dyn TimeSource> = Arc::new(HostTime::start());
+        let timers = Timers::new(time.clone());
+        let engine = Engine::new(config, &memory, &timers, &attentions)?;
+
+        let ending = Ending::new();
+        let (outputs, sinks, inputs) = connect(lines, &ending)?;
+        let platform = Platform::new(PlatformConfig {
+            memory_bytes: config.memory,
+            debug_exit: config.debug_exit,
+            irqs: engine.irqs(),
+            timers: &timers,
+            outputs: sinks,
+            ending: &ending,
+        })?;
+        engine.add_devices(platform.bus())?;
+        let ledger = config.ledger.then(Ledger::new);
+        let run = Run::new(ending.clone(), config.cpus);
+        let application_processor = VcpuState { waits_for_sipi: true, ..VcpuState::reset() };
+        let mut vcpus = Vec::new();
+        for (id, attention) in (0u32..).zip(attentions) {
+            let recorder = ledger.as_ref().map(|ledger| ledger.recorder(id));
+            let bus = platform.bus().clone();
+            let (mut vcpu, mut bus) = engine.vcpu(id, bus, attention.clone(), recorder.clone())?;
+            vcpu.set_state(if id == 0 { &boot_state } else { &application_processor })?;
+            if let Some(recorder) = &recorder {
+                bus = Arc::new(LedgerBus::new(bus, recorder.clone()));
+            }
+            vcpus.push(VcpuThread { id, vcpu, bus, attention, run: run.clone(), recorder });
+        }
+        let controls = Controls {
+            ending,
+            power: platform.power_button(),
+            bus: platform.bus().clone(),
+            ledger,
+            tick_frequency: time.tsc_frequency(),
+        };
+        Ok(Self { platform, timers, vcpus, run, controls, outputs, inputs, engine: engine.name() })
+    }
+
+    /// What the world outside may do to it.
+    pub fn controls(&self) -> Controls {
+        self.controls.clone()
+    }
+
+    /// Runs it to its end. All its threads have ended then, and all its output is written.
+    ///
+    /// # Errors
+    /// [`BuildError::Host`] where the host gives no thread; nothing runs then.
+    pub fn run(self) -> Result<Summary, BuildError> {
+        let ending = self.run.ending.clone();
+        let events = EventLoop::start(self.timers, ending.clone())?;
+        let mut feeders = Vec::new();
+        for (port, input) in self.inputs.iter().enumerate() {
+            let Some(input) = input else { continue };
+            if let Some(port) = self.platform.serial_input(port, input) {
+                feeders.push(input.feed(port, &ending)?);
+            }
+        }
+        let started = Instant::now();
+        let threads: Vec<_> = self.vcpus.into_iter().map_while(|vcpu| start(vcpu, &ending)).collect();
+        let outcome = ending.wait();
+        let elapsed = started.elapsed();
+        let vcpus = threads.into_iter().filter_map(join).collect();
+        let exits = self.controls.exits();
+        events.join();
+        for feeder in feeders {
+            // It only moves bytes; were it to fail, the run has ended all the same.
+            let _ = feeder.join();
+        }
+        let stopped = matches!(outcome, Outcome::Stopped(_) | Outcome::HostError(_));
+        while !stopped && !self.platform.flush_outputs() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for output in self.outputs {
+            output.finish(stopped);
+        }
+        let first_instruction = self.run.first_instruction.get().copied();
+        Ok(Summary { outcome, engine: self.engine, elapsed, first_instruction, vcpus, exits })
+    }
+}
+
+impl Controls {
+    /// Ends the run.
+    pub fn stop(&self, reason: StopReason) {
+        self.ending.report(Outcome::Stopped(reason));
+    }
+
+    /// Asks the guest to power off.
+    pub fn press_power_button(&self) {
+        self.power.press();
+    }
+
+    /// The exits so far, where they are counted.
+    pub fn exits(&self) -> Option<Report> {
+        let name = |detail: &Detail| {
+            let (space, address, write) = match *detail {
+                Detail::Port { port, write, .. } => (Space::Port, u64::from(port), write),
+                Detail::Memory { address, write, .. } => (Space::Memory, address, write),
+                _ => return None,
+            };
+            let (device, register) = self.bus.describe(space, address, write)?;
+            Some(format!("{device} {register} ({})", if write { "w" } else { "r" }))
+        };
+        self.ledger.as_ref().map(|ledger| Report::new(ledger, self.tick_frequency, &name))
+    }
+}
+
+/// Brings the ACPI tables and the guest into memory; gives the boot processor's state.
+fn load(config: &MachineConfig, memory: &GuestMemory) -> Result<VcpuState, BuildError> {
+    let tables = acpi_tables::build(&AcpiConfig { cpus: config.cpus, ecam: None, pci_mmio64: None })?;
+    tables.write(memory)?;
+    let kernel = boot::read_file(&config.boot.kernel, memory.len())?;
+    let mut initrd = Vec::new();
+    if let Some(path) = &config.boot.initrd {
+        initrd = boot::read_file(path, memory.len())?;
+    }
+    if !config.boot.overlay.is_empty() {
+        // An archive begins at a multiple of 4 bytes.
+        initrd.resize(initrd.len().next_multiple_of(4), 0);
+        initrd.extend_from_slice(&config.boot.overlay);
+    }
+    let payload = BootPayload {
+        kernel: &kernel,
+        initrd: (!initrd.is_empty()).then_some(&initrd[..]),
+        cmdline: &config.boot.cmdline,
+        protocol: config.boot.protocol,
+        seed: seed(),
+    };
+    let loaded = boot::load(memory, &payload, tables.rsdp)?;
+    log::debug!(
+        "{} at {:#x?}, entered at {:#x} by the {} protocol",
+        config.boot.kernel.display(),
+        loaded.kernel,
+        loaded.state.rip,
+        loaded.protocol
+    );
+    Ok(loaded.state)
+}
+
+/// Random bytes for the guest. Without them it waits for entropy of its own.
+fn seed() -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).ok()?;
+    Some(bytes)
+}
+
+type Connected = (Vec<OutputThread>, Vec<Output>, Vec<Option<Input>>);
+
+fn connect(lines: Vec<SerialLine>, ending: &Ending) -> Result<Connected, BuildError> {
+    let (mut threads, mut sinks, mut inputs) = Connected::default();
+    for line in lines {
+        let (sink, thread) = Output::start(line.output, ending)?;
+        threads.push(thread);
+        sinks.push(sink);
+        inputs.push(line.input);
+    }
+    Ok((threads, sinks, inputs))
+}
+
+type VcpuHandle = (u32, JoinHandle<Option<VcpuSummary>>);
+
+/// Starts a vCPU's thread; ends the run where the host gives none.
+fn start(vcpu: VcpuThread, ending: &Ending) -> Option<VcpuHandle> {
+    let id = vcpu.id;
+    match vcpu.start() {
+        Ok(thread) => Some((id, thread)),
+        Err(error) => {
+            ending.report(Outcome::HostError(format!("cannot start a thread for vCPU {id}: {error}")));
+            None
+        }
+    }
+}
+
+/// Waits for a vCPU's thread; not for ever, so that a defect in an engine cannot keep the terminal.
+fn join((id, thread): VcpuHandle) -> Option<VcpuSummary> {
+    let limit = Instant::now() + STOP_WITHIN;
+    while !thread.is_finished() {
+        if Instant::now() > limit {
+            log::error!("vCPU {id} does not stop; it is left behind");
+            return None;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    thread.join().ok().flatten()
+}

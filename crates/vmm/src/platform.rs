@@ -1,0 +1,268 @@
+//! The platform: every device at its address, with its interrupt line.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use devices::acpi_pm::{self, AcpiPm};
+use devices::bus::{BusError, MachineBus, SharedDevice};
+use devices::clock::Timers;
+use devices::cmos::{self, Cmos, CmosConfig};
+use devices::debug_exit::{self, DebugExit};
+use devices::i8042::{self, I8042};
+use devices::irq::{IrqLine, IrqSink};
+use devices::pci::{self, ConfigPorts, PciBus};
+use devices::request::RequestSink;
+use devices::reset::{self, ResetControl, SystemControlA};
+use devices::serial::{self, Serial};
+use engine::Space;
+
+use crate::error::BuildError;
+use crate::input::{Input, Port};
+use crate::layout;
+use crate::outcome::Ending;
+use crate::output::Output;
+
+/// COM3's first port; it shares COM1's interrupt.
+const COM3_BASE: u64 = 0x3e8;
+/// The serial ports there can be: name, first port, interrupt.
+const SERIAL_PORTS: [(&str, u64, u32); 3] = [
+    ("serial0", serial::COM1_BASE, serial::COM1_IRQ),
+    ("serial1", serial::COM2_BASE, serial::COM2_IRQ),
+    ("serial2", COM3_BASE, serial::COM1_IRQ),
+];
+
+/// What the platform's devices are made with.
+pub struct PlatformConfig<'a> {
+    /// RAM in bytes, as the CMOS tells it.
+    pub memory_bytes: u64,
+    /// The port whose value ends the run.
+    pub debug_exit: Option<u16>,
+    /// The interrupt controllers' input lines: the ISA interrupts.
+    pub irqs: Arc<dyn IrqSink>,
+    /// The machine's timers.
+    pub timers: &'a Timers,
+    /// Where the serial ports' bytes go: at most as many as there are ports.
+    pub outputs: Vec<Output>,
+    /// What the guest's requests end.
+    pub ending: &'a Ending,
+}
+
+/// The devices but for the interrupt controllers.
+pub struct Platform {
+    bus: Arc<MachineBus>,
+    serial: Vec<Arc<Mutex<Serial>>>,
+    pm: Arc<Mutex<AcpiPm>>,
+}
+
+impl Platform {
+    /// Puts the devices on a bus of their own.
+    ///
+    /// # Errors
+    /// [`BuildError::Bus`] where the debug-exit port is another device's.
+    pub fn new(config: PlatformConfig<'_>) -> Result<Self, BuildError> {
+        let bus = Arc::new(MachineBus::new());
+        let ending = config.ending.clone();
+        let requests = RequestSink::new(move |request| ending.request(request));
+        let line = |number| IrqLine::new(config.irqs.clone(), number);
+
+        let pm = AcpiPm::new(line(acpi_pm::SCI_IRQ), requests.clone(), config.timers);
+        for window in acpi_pm::WINDOWS {
+            bus.insert_window(window, "acpi", pm.clone())?;
+        }
+        let cmos = Cmos::new(&cmos_config(config.memory_bytes), line(cmos::IRQ), config.timers);
+        bus.insert(Space::Port, cmos::BASE, cmos::PORTS, "cmos", cmos)?;
+        let keyboard = shared(I8042::new(line(i8042::KEYBOARD_IRQ), requests.clone()));
+        for window in i8042::WINDOWS {
+            bus.insert_window(window, "i8042", keyboard.clone())?;
+        }
+        add_pci_and_resets(&bus, &requests)?;
+
+        let com1_and_com3 = SharedLine::new(line(serial::COM1_IRQ));
+        let mut ports = Vec::new();
+        for (index, ((name, base, irq), output)) in SERIAL_PORTS.into_iter().zip(config.outputs).enumerate() {
+            let line = if irq == serial::COM1_IRQ { com1_and_com3.input(index as u32) } else { line(irq) };
+            let port = Serial::new(line, Box::new(output), config.timers);
+            bus.insert(Space::Port, base, serial::PORTS, name, port.clone())?;
+            ports.push(port);
+        }
+        if let Some(port) = config.debug_exit {
+            let len = debug_exit::PORTS.min(0x1_0000 - u64::from(port));
+            bus.insert(Space::Port, u64::from(port), len, "debug-exit", shared(DebugExit::new(requests)))?;
+        }
+        Ok(Self { bus, serial: ports, pm })
+    }
+
+    /// What the vCPUs see.
+    pub fn bus(&self) -> &Arc<MachineBus> {
+        &self.bus
+    }
+
+    /// The power button.
+    pub fn power_button(&self) -> PowerButton {
+        PowerButton(self.pm.clone())
+    }
+
+    /// The guest's end of a serial port, to be fed from `input`; `None` where there is no such port.
+    pub fn serial_input(&self, port: usize, input: &Input) -> Option<Box<dyn Port>> {
+        let serial = self.serial.get(port)?.clone();
+        let input = input.clone();
+        lock(&serial).set_input_wake(move || input.nudge());
+        Some(Box::new(SerialInput(serial)))
+    }
+
+    /// Passes on what the serial ports hold back, once the vCPUs have stopped; whether that is all.
+    pub fn flush_outputs(&self) -> bool {
+        self.serial.iter().all(|serial| {
+            let mut serial = lock(serial);
+            serial.output_ready();
+            serial.is_output_empty()
+        })
+    }
+}
+
+/// The machine's power button. Clones are the same one.
+#[derive(Clone)]
+pub struct PowerButton(Arc<Mutex<AcpiPm>>);
+
+impl PowerButton {
+    /// Asks the guest to shut down.
+    pub fn press(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+    }
+}
+
+struct SerialInput(Arc<Mutex<Serial>>);
+
+impl Port for SerialInput {
+    fn is_open(&self) -> bool {
+        lock(&self.0).wants_input()
+    }
+    fn push(&self, data: &[u8]) -> usize {
+        lock(&self.0).push_input(data)
+    }
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_input_empty()
+    }
+}
+
+/// The RAM as the CMOS tells it.
+fn cmos_config(memory_bytes: u64) -> CmosConfig {
+    let below = memory_bytes.min(layout::MMIO_HOLE.start);
+    CmosConfig { memory_below_4g: below, memory_above_4g: memory_bytes - below }
+}
+
+/// The PCI configuration ports, the reset port among them, and port 0x92.
+fn add_pci_and_resets(bus: &MachineBus, requests: &RequestSink) -> Result<(), BusError> {
+    let config_ports = ConfigPorts::new(PciBus::with_host_bridge(), ResetControl::new(requests.clone()));
+    bus.insert(Space::Port, pci::CONFIG_BASE, pci::CONFIG_PORTS, "pci", shared(config_ports))?;
+    let system_control = shared(SystemControlA::new(requests.clone()));
+    bus.insert(Space::Port, reset::SYSTEM_CONTROL_A_PORT, 1, "system-control", system_control)
+}
+
+fn shared(device: impl devices::bus::Device + 'static) -> SharedDevice {
+    Arc::new(Mutex::new(device))
+}
+
+fn lock(serial: &Mutex<Serial>) -> std::sync::MutexGuard<'_, Serial> {
+    serial.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Several devices on one line: it is high while one of them holds it high.
+struct SharedLine {
+    line: IrqLine,
+    high: Mutex<u32>,
+}
+
+impl SharedLine {
+    fn new(line: IrqLine) -> Arc<Self> {
+        Arc::new(Self { line, high: Mutex::new(0) })
+    }
+
+    /// The end for device `index`, below 32.
+    fn input(self: &Arc<Self>, index: u32) -> IrqLine {
+        IrqLine::new(self.clone(), index)
+    }
+}
+
+impl IrqSink for SharedLine {
+    fn set_line(&self, index: u32, level: bool) {
+        let mut high = self.high.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *high;
+        if level {
+            *high |= 1 << (index & 31);
+        } else {
+            *high &= !(1 << (index & 31));
+        }
+        if level && before != 0 && before != *high {
+            // An edge-triggered controller would not see the second device.
+            self.line.set(false);
+        }
+        if level || *high == 0 {
+            self.line.set(*high != 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{Outcome, StopReason};
+    use devices::clock::ManualTime;
+    use devices::irq::RecordedLines;
+    use engine::Bus;
+
+    #[test]
+    fn a_shared_line_stays_high_until_its_last_device_lets_go_and_each_rise_is_an_edge() {
+        let lines = RecordedLines::new();
+        let shared = SharedLine::new(lines.line(4));
+        let (first, second) = (shared.input(0), shared.input(2));
+        first.set(true);
+        second.set(true);
+        first.set(false);
+        assert!(lines.level(4));
+        second.set(false);
+        assert!(!lines.level(4));
+        assert_eq!(lines.take_changes(), [(4, true), (4, false), (4, true), (4, false)]);
+    }
+
+    fn platform(debug_exit: Option<u16>) -> (Ending, Result<Platform, BuildError>) {
+        let ending = Ending::new();
+        let timers = Timers::new(ManualTime::new());
+        let config = PlatformConfig {
+            memory_bytes: 64 << 20,
+            debug_exit,
+            irqs: RecordedLines::new(),
+            timers: &timers,
+            outputs: Vec::new(),
+            ending: &ending,
+        };
+        let platform = Platform::new(config);
+        (ending, platform)
+    }
+
+    #[test]
+    fn a_guests_request_ends_the_run() {
+        let (ending, platform) = platform(Some(0xf4));
+        platform.unwrap().bus().write(Space::Port, 0xf4, &[7, 1, 0, 0]);
+        assert_eq!(ending.wait(), Outcome::DebugExit(0x107));
+    }
+
+    #[test]
+    fn a_reset_is_named_by_its_port() {
+        let (ending, platform) = platform(None);
+        platform.unwrap().bus().write(Space::Port, 0xcf9, &[6]);
+        assert_eq!(ending.wait(), Outcome::Reset { by: "port 0xcf9" });
+    }
+
+    #[test]
+    fn a_debug_exit_port_where_a_device_is_is_refused() {
+        let (ending, platform) = platform(Some(0x600));
+        let message = platform.err().unwrap().to_string();
+        assert!(message.contains("debug-exit") && message.contains("acpi"), "{message}");
+        ending.report(Outcome::Stopped(StopReason::Quit));
+    }
+
+    #[test]
+    fn a_debug_exit_port_at_the_end_of_the_ports_has_what_room_there_is() {
+        assert!(platform(Some(0xffff)).1.is_ok());
+    }
+}

@@ -1,0 +1,341 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use vmm::config::{MAX_CPUS, MAX_MEMORY, MIN_MEMORY};
+
+use crate::{exit_status, size};
+
+const EXAMPLES: &str = "\
+Examples:
+  ringside                                  boot the default guest, Debian, to a shell
+  ringside run --exec 'uname -a; nproc' --cpus 2
+                                            run a command in it; its output, its status
+  ringside run --guest debian-cloud --memory 1G --exits json=exits.json
+  ringside run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
+  echo 'dmesg | tail' | ringside            a script on stdin; its end powers off
+  ringside guest list                       the guests that can be had by name
+
+Keys at a terminal: Ctrl-A x ends the run, Ctrl-A h lists the others.";
+
+/// A virtual machine monitor for x86-64 that runs anywhere and accounts for every exit.
+///
+/// Without a subcommand it does what `ringside run` does: it boots Debian Linux on this terminal (and fetches it
+/// first, once). It needs neither root nor /dev/kvm.
+#[derive(Debug, Parser)]
+#[command(name = "ringside", version, args_conflicts_with_subcommands = true)]
+#[command(after_help = EXAMPLES, after_long_help = long_help())]
+pub struct Cli {
+    /// What to do; `run` by default
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The options of `run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+    /// Say more on stderr: -v what is done, -vv details, -vvv everything
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+fn long_help() -> String {
+    format!("{EXAMPLES}\n\n{}", exit_status::HELP)
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest
+    ///
+    /// Boot a guest: by default Debian's kernel with a busybox, fetched once and kept under the cache folder
+    /// ($RINGSIDE_CACHE, or ringside below $XDG_CACHE_HOME or ~/.cache).
+    #[command(after_help = EXAMPLES, after_long_help = long_help())]
+    Run(Box<RunArgs>),
+    /// Fetch, list or remove the guests that can be had by name
+    #[command(subcommand)]
+    Guest(GuestCommand),
+}
+
+/// What can be done with named guests.
+#[derive(Debug, Subcommand)]
+pub enum GuestCommand {
+    /// Download a guest, or download it again
+    Fetch {
+        /// Which one; see `ringside guest list`
+        #[arg(default_value = DEFAULT_GUEST)]
+        name: String,
+    },
+    /// List the guests that there are, and which of them are here
+    List,
+    /// Remove a guest from the cache folder
+    Remove {
+        /// Which one
+        name: String,
+    },
+}
+
+/// The guest that is booted where nothing else is asked for.
+pub const DEFAULT_GUEST: &str = "debian";
+
+/// The options of `ringside run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// Boot this kernel: a bzImage or an ELF file with a PVH or 64-bit entry
+    #[arg(long, value_name = "FILE", help_heading = "Guest")]
+    pub kernel: Option<PathBuf>,
+    /// Give the kernel this initial RAM disk
+    #[arg(long, value_name = "FILE", help_heading = "Guest")]
+    pub initrd: Option<PathBuf>,
+    /// Boot this guest; see `ringside guest list`
+    #[arg(long, value_name = "NAME", conflicts_with = "kernel", help_heading = "Guest")]
+    #[arg(default_value = DEFAULT_GUEST, default_value_if("kernel", clap::builder::ArgPredicate::IsPresent, None))]
+    pub guest: Option<String>,
+    /// The kernel's command line
+    ///
+    /// With --kernel it is the whole command line; with a named guest it is appended to the guest's own.
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "Guest")]
+    pub cmdline: Option<String>,
+    /// Run a shell command in the guest instead of a shell; only its output goes to stdout, its status is ours
+    #[arg(long, value_name = "COMMAND", conflicts_with = "kernel", allow_hyphen_values = true)]
+    #[arg(value_parser = exec_command, help_heading = "Guest")]
+    pub exec: Option<String>,
+    /// How the kernel is entered
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = "Guest")]
+    pub boot: Boot,
+
+    /// RAM, in bytes or with K, M, G (binary): 512M, 4G
+    #[arg(long, short, value_name = "SIZE", default_value = "512M", value_parser = memory_size)]
+    #[arg(help_heading = "Machine")]
+    pub memory: u64,
+    /// Virtual CPUs, 1 to 64; each is a thread
+    #[arg(long, short, value_name = "N", default_value = "1", value_parser = cpu_count, help_heading = "Machine")]
+    pub cpus: u32,
+    /// CPU model, and features to add or remove: host,-avx512f
+    #[arg(long, value_name = "MODEL,+F,-F", default_value = "host", help_heading = "Machine")]
+    pub cpu: String,
+    /// What runs the vCPUs
+    #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = "Machine")]
+    pub engine: Engine,
+    /// A port, such as 0xf4: what the guest writes there ends the run and is its status
+    #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Machine")]
+    pub debug_exit: Option<u16>,
+    /// Start again where the guest asks for a reset or triple-faults, instead of ending
+    #[arg(long, help_heading = "Machine")]
+    pub reboot: bool,
+
+    /// The exit ledger: `table` on stderr at the end, `json=FILE`, or `off`
+    ///
+    /// Each VM exit is counted by reason and by device register, with its handling time. May be given more than once.
+    /// The default is `table`, and `off` with --exec.
+    #[arg(long, value_name = "FORMAT", help_heading = "Reports")]
+    pub exits: Vec<ExitsFormat>,
+    /// At the end, show time, instructions and memory on stderr
+    #[arg(long, help_heading = "Reports")]
+    pub stats: bool,
+}
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Boot {
+    /// The best way that the kernel offers
+    Auto,
+    /// Unpacked, at its PVH entry
+    Pvh,
+    /// Unpacked, at its 64-bit entry
+    Linux64,
+    /// By its own decompressor, as a boot loader does
+    Stub,
+}
+
+/// What runs the vCPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Engine {
+    /// /dev/kvm where it works, else the software CPU
+    Auto,
+    /// Ringside's own CPU: runs anywhere
+    Soft,
+    /// The host's /dev/kvm
+    Kvm,
+}
+
+/// One value of `--exits`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExitsFormat {
+    /// Do not count.
+    Off,
+    /// A table on stderr.
+    Table,
+    /// JSON in a file.
+    Json(PathBuf),
+}
+
+impl FromStr for ExitsFormat {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "off" => Ok(Self::Off),
+            None if text == "table" => Ok(Self::Table),
+            Some(("json", file)) if !file.is_empty() => Ok(Self::Json(file.into())),
+            _ if text.starts_with("json") => Err("json needs a file: json=FILE".into()),
+            _ => Err("it is `table`, `json=FILE` or `off`".into()),
+        }
+    }
+}
+
+impl RunArgs {
+    /// The `--exits` reports to make.
+    ///
+    /// # Errors
+    /// A message for the user, where `off` stands beside another.
+    pub fn exits_reports(&self) -> Result<Vec<ExitsFormat>, String> {
+        match self.exits.as_slice() {
+            [] if self.exec.is_some() => Ok(Vec::new()),
+            [] => Ok(vec![ExitsFormat::Table]),
+            [ExitsFormat::Off] => Ok(Vec::new()),
+            several if several.contains(&ExitsFormat::Off) => {
+                Err("--exits off stands alone: it contradicts the other --exits".into())
+            }
+            several => Ok(several.to_vec()),
+        }
+    }
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        0 => Err(format!("a machine without memory cannot run: give at least {}", size::display(MIN_MEMORY))),
+        bytes if bytes < MIN_MEMORY => Err(format!(
+            "{} are too little: give at least {}",
+            size::display(bytes),
+            size::display(MIN_MEMORY)
+        )),
+        bytes if bytes > MAX_MEMORY => {
+            Err(format!("{} are too much: the most is {}", size::display(bytes), size::display(MAX_MEMORY)))
+        }
+        bytes => Ok(bytes),
+    }
+}
+
+fn cpu_count(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(0) => Err("a machine needs at least 1 vCPU".into()),
+        Ok(count) if count > MAX_CPUS => Err(format!("{count} are too many: the most is {MAX_CPUS}")),
+        Ok(count) => Ok(count),
+        Err(_) => Err(format!("write a number from 1 to {MAX_CPUS}")),
+    }
+}
+
+fn port(text: &str) -> Result<u16, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u16::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "write a port number from 0 to 0xffff".into())
+}
+
+fn exec_command(text: &str) -> Result<String, String> {
+    if text.contains('\0') {
+        return Err("a command cannot hold a NUL character".into());
+    }
+    if text.trim().is_empty() {
+        return Err("the command is empty".into());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &[&str]) -> Result<RunArgs, clap::Error> {
+        let cli = Cli::try_parse_from([&["ringside"], line].concat())?;
+        Ok(match cli.command {
+            Some(Command::Run(run)) => *run,
+            _ => cli.run,
+        })
+    }
+
+    fn refused(line: &[&str]) -> String {
+        let error = parse(line).expect_err("must be refused");
+        assert_eq!(error.exit_code(), 2, "{error}");
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_at_all_boots_the_default_guest() {
+        let run = parse(&[]).unwrap();
+        assert_eq!((run.guest.as_deref(), run.memory, run.cpus), (Some(DEFAULT_GUEST), 512 << 20, 1));
+        assert_eq!(run.exits_reports(), Ok(vec![ExitsFormat::Table]));
+    }
+
+    #[test]
+    fn run_may_be_left_out() {
+        for prefix in [&[][..], &["run"]] {
+            let run =
+                parse(&[prefix, &["--memory", "1G", "--cpus=4", "--exec", "-x; exit 3"]].concat()).unwrap();
+            assert_eq!((run.memory, run.cpus, run.exec.as_deref()), (1 << 30, 4, Some("-x; exit 3")));
+            assert_eq!(run.exits_reports(), Ok(vec![]));
+        }
+    }
+
+    #[test]
+    fn an_own_kernel_is_no_named_guest() {
+        let run = parse(&["run", "--kernel", "vmlinuz", "--cmdline", "-- x"]).unwrap();
+        assert_eq!((run.guest, run.cmdline.as_deref()), (None, Some("-- x")));
+        assert!(refused(&["--kernel", "k", "--guest", "debian"]).contains("--guest"));
+        assert!(refused(&["--kernel", "k", "--exec", "true"]).contains("--exec"));
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name_before_anything_is_built() {
+        for (option, value, why) in [
+            ("--memory", "0", "without memory"),
+            ("--memory", "1K", "at least 16 MiB"),
+            ("--memory", "900T", "the most is"),
+            ("--memory", "lots", "not a size"),
+            ("--cpus", "0", "at least 1"),
+            ("--cpus", "300", "the most is 64"),
+            ("--cpus", "-1", ""),
+            ("--cpus", "two", "a number from 1 to 64"),
+            ("--debug-exit", "0x10000", "port number"),
+            ("--debug-exit", "f4", "port number"),
+            ("--exits", "json", "json=FILE"),
+            ("--exits", "xml", "`table`"),
+            ("--engine", "tcg", "possible values"),
+            ("--boot", "bios", "possible values"),
+            ("--exec", " ", "empty"),
+        ] {
+            let message = refused(&[&format!("{option}={value}")]);
+            assert!(message.contains(option) && message.contains(why), "{message}");
+            assert!(message.contains(&format!("'{value}'")), "{message}");
+        }
+    }
+
+    #[test]
+    fn ports_are_hexadecimal_or_decimal() {
+        assert_eq!(parse(&["--debug-exit", "0xf4"]).unwrap().debug_exit, Some(0xf4));
+        assert_eq!(parse(&["--debug-exit", "244"]).unwrap().debug_exit, Some(0xf4));
+    }
+
+    #[test]
+    fn reports_add_up_but_off_stands_alone() {
+        let run = parse(&["--exits", "table", "--exits", "json=a=b"]).unwrap();
+        assert_eq!(run.exits_reports(), Ok(vec![ExitsFormat::Table, ExitsFormat::Json("a=b".into())]));
+        assert!(parse(&["--exits=off", "--exits=table"]).unwrap().exits_reports().is_err());
+    }
+
+    #[test]
+    fn the_long_help_has_examples_and_the_exit_statuses() {
+        let help = Cli::command().render_long_help().to_string();
+        assert!(
+            help.contains("Exit status:") && help.contains("Ctrl-A x") && help.contains("triple-faulted")
+        );
+    }
+}

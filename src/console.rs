@@ -1,0 +1,140 @@
+//! The user's side of a run: standard input on its way to the guest, the keys that are ours, and signals.
+//!
+//! Both threads here live as long as the process and follow the machine that runs now, so that a reboot loses no
+//! input.
+
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vmm::input::Input;
+use vmm::{Controls, StopReason};
+
+use crate::keys::{self, Action, Keys};
+use crate::terminal;
+
+/// The machine that runs now. Clones follow the same one.
+#[derive(Clone, Default)]
+pub struct Present(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    controls: Option<Controls>,
+    /// What ended the runs while there was no machine.
+    stopped: Option<StopReason>,
+}
+
+impl Present {
+    /// This machine runs from now on. It is stopped at once where that was asked for before.
+    pub fn set(&self, controls: Controls) {
+        let mut state = self.lock();
+        if let Some(reason) = state.stopped {
+            controls.stop(reason);
+        }
+        state.controls = Some(controls);
+    }
+
+    fn stop(&self, reason: StopReason) {
+        let mut state = self.lock();
+        state.stopped = Some(reason);
+        if let Some(controls) = &state.controls {
+            controls.stop(reason);
+        }
+    }
+
+    fn controls(&self) -> Option<Controls> {
+        self.lock().controls.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes SIGINT, SIGTERM and SIGHUP end the run cleanly.
+///
+/// # Errors
+/// The host's, where it gives no handler or no thread.
+pub fn follow_signals(present: &Present) -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCONT])?;
+    let present = present.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGCONT => terminal::resume(),
+                number => present.stop(StopReason::Signal(number)),
+            }
+        }
+    })?;
+    Ok(())
+}
+
+/// Passes standard input on to the guest. At a terminal the keys of [`keys`] are ours; elsewhere the end of the input
+/// is the end of the guest's shell.
+///
+/// # Errors
+/// The host's, where it gives no thread.
+pub fn follow_stdin(present: &Present, input: &Input, terminal: bool) -> io::Result<()> {
+    let (present, input) = (present.clone(), input.clone());
+    let read = move || if terminal { read_keys(&present, &input) } else { read_bytes(&input) };
+    std::thread::Builder::new().name("stdin".into()).spawn(read)?;
+    Ok(())
+}
+
+fn read_keys(present: &Present, input: &Input) {
+    let mut keys = Keys::default();
+    let mut buffer = [0; 4096];
+    loop {
+        let count = match io::stdin().lock().read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                log::warn!("no more input: {error}");
+                break;
+            }
+        };
+        for action in keys.read(&buffer[..count]) {
+            act(action, present, input);
+        }
+    }
+    // The terminal has gone away: SIGHUP usually tells so as well.
+    present.stop(StopReason::Signal(SIGHUP));
+}
+
+fn act(action: Action, present: &Present, input: &Input) {
+    match (action, present.controls()) {
+        (Action::Send(bytes), _) => {
+            // Without room it is dropped, as by a keyboard: waiting for a guest that does not read would make
+            // Ctrl-A x wait as well.
+            if input.try_send(&bytes) < bytes.len() {
+                log::warn!("the guest does not read its input; some is lost");
+            }
+        }
+        (Action::Quit, _) => present.stop(StopReason::Quit),
+        (Action::Help, _) => terminal::say(&format!("\n{}", keys::HELP)),
+        (Action::PowerButton, Some(controls)) => controls.press_power_button(),
+        (Action::Exits, Some(controls)) => match controls.exits() {
+            Some(report) => terminal::say(&format!("\n{}", report.table())),
+            None => terminal::say("\nexits are not counted: start with --exits table\n"),
+        },
+        (Action::PowerButton | Action::Exits, None) => {}
+    }
+}
+
+fn read_bytes(input: &Input) {
+    let mut buffer = [0; 4096];
+    loop {
+        match io::stdin().lock().read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => input.send(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                log::warn!("no more input: {error}");
+                break;
+            }
+        }
+    }
+    input.end();
+}

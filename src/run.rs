@@ -1,0 +1,179 @@
+//! `ringside run`: from the command line to the exit status.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::Context;
+use ringside::guest::{self, GuestFiles};
+use vmm::boot::Protocol;
+use vmm::config::BootConfig;
+use vmm::input::Input;
+use vmm::machine::SerialLine;
+use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary};
+
+use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, RunArgs};
+use crate::console::{self, Present};
+use crate::terminal::{self, RawMode};
+use crate::{exit_status, stats};
+
+/// The port that the default guests report a command's status at.
+const EXEC_STATUS_PORT: u16 = 0xf4;
+
+/// Runs a guest as `args` say; gives the process's exit status. `started` is when the process began.
+///
+/// # Errors
+/// What keeps the machine from being built or its reports from being written.
+pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
+    let reports = args.exits_reports().map_err(anyhow::Error::msg)?;
+    let json = reports.iter().find_map(json_file).map(create).transpose()?;
+    let config = configure(args, !reports.is_empty())?;
+    let terminal = args.exec.is_none() && io::stdin().is_terminal();
+    let input = if terminal { Input::interactive() } else { Input::patient() };
+    let present = Present::default();
+    console::follow_signals(&present).context("cannot handle signals")?;
+    if args.exec.is_none() {
+        console::follow_stdin(&present, &input, terminal).context("cannot read standard input")?;
+    }
+    let summary = loop {
+        let machine = Machine::build(&config, lines(args, &input))?;
+        present.set(machine.controls());
+        let raw =
+            if terminal { RawMode::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
+        let summary = machine.run()?;
+        drop(raw);
+        if !(args.reboot && summary.outcome.is_reset()) {
+            break summary;
+        }
+        log::info!("{}; starting again", summary.outcome);
+    };
+    tell(&summary, args);
+    report_exits(&summary, &reports, json)?;
+    if args.stats {
+        terminal::say(&stats::table(&summary, started));
+    }
+    Ok(exit_status::of(&summary.outcome, args.exec.is_some()))
+}
+
+/// The plain data that the machine is made from.
+fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
+    let named = args.guest.as_deref().unwrap_or(DEFAULT_GUEST);
+    let boot = match &args.kernel {
+        Some(kernel) => BootConfig {
+            kernel: kernel.clone(),
+            initrd: args.initrd.clone(),
+            overlay: Vec::new(),
+            cmdline: args.cmdline.clone().unwrap_or_default(),
+            protocol: protocol(args.boot),
+        },
+        None => named_guest(args, find_guest(named)?),
+    };
+    let config = MachineConfig {
+        memory: args.memory,
+        cpus: args.cpus,
+        cpu: args.cpu.clone(),
+        engine: match args.engine {
+            Engine::Auto => EngineChoice::Auto,
+            Engine::Soft => EngineChoice::Soft,
+            Engine::Kvm => EngineChoice::Kvm,
+        },
+        boot,
+        debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
+        ledger,
+    };
+    config.check()?;
+    Ok(config)
+}
+
+fn protocol(boot: Boot) -> Protocol {
+    match boot {
+        Boot::Auto => Protocol::Auto,
+        Boot::Pvh => Protocol::Pvh,
+        Boot::Linux64 => Protocol::Linux64,
+        Boot::Stub => Protocol::Stub,
+    }
+}
+
+fn find_guest(name: &str) -> anyhow::Result<GuestFiles> {
+    if let Some(files) = guest::locate(name) {
+        return Ok(files);
+    }
+    Ok(guest::fetch(name, &mut *guest::to_stderr())?)
+}
+
+fn named_guest(args: &RunArgs, files: GuestFiles) -> BootConfig {
+    let mut cmdline = files.cmdline;
+    if args.exec.is_none()
+        && let Ok(size) = rustix::termios::tcgetwinsize(io::stdin())
+    {
+        let kind = std::env::var("TERM").unwrap_or_default();
+        let more = guest::terminal_arguments(&kind, size.ws_col, size.ws_row);
+        cmdline = format!("{cmdline} {more}");
+    }
+    if let Some(more) = &args.cmdline {
+        cmdline = format!("{cmdline} {more}");
+    }
+    BootConfig {
+        // The stub is the packed kernel's.
+        kernel: if args.boot == Boot::Stub { files.bzimage } else { files.kernel },
+        initrd: Some(args.initrd.clone().unwrap_or(files.initrd)),
+        overlay: args.exec.as_deref().map(guest::initramfs::exec_overlay).unwrap_or_default(),
+        cmdline,
+        protocol: protocol(args.boot),
+    }
+}
+
+/// Where the serial ports lead: the console to this terminal, or with `--exec` the command's lines to ours.
+fn lines(args: &RunArgs, input: &Input) -> Vec<SerialLine> {
+    let nowhere = || SerialLine { output: Box::new(io::sink()), input: None };
+    if args.exec.is_none() {
+        return vec![SerialLine { output: Box::new(io::stdout()), input: Some(input.clone()) }, nowhere()];
+    }
+    let console: Box<dyn Write + Send> =
+        if log::log_enabled!(log::Level::Info) { Box::new(io::stderr()) } else { Box::new(io::sink()) };
+    vec![
+        SerialLine { output: console, input: None },
+        SerialLine { output: Box::new(io::stdout()), input: None },
+        SerialLine { output: Box::new(io::stderr()), input: None },
+    ]
+}
+
+/// Says how the run ended, where that is not what one expects.
+fn tell(summary: &Summary, args: &RunArgs) {
+    match &summary.outcome {
+        Outcome::PowerOff if args.exec.is_none() => {}
+        Outcome::PowerOff => {
+            terminal::say("ringside: the guest ended before the command's status was known\n")
+        }
+        Outcome::DebugExit(value) if args.exec.is_some() && *value <= 0xff => {}
+        Outcome::Stopped(StopReason::OutputClosed) => {}
+        outcome => terminal::say(&format!("ringside: {outcome}\n")),
+    }
+}
+
+fn json_file(format: &ExitsFormat) -> Option<&Path> {
+    match format {
+        ExitsFormat::Json(path) => Some(path),
+        _ => None,
+    }
+}
+
+/// Opens a report's file before the run, so that a run of an hour does not end with a name that cannot be written.
+fn create(path: &Path) -> anyhow::Result<File> {
+    File::create(path).with_context(|| format!("cannot write the exits to {}", path.display()))
+}
+
+fn report_exits(summary: &Summary, reports: &[ExitsFormat], json: Option<File>) -> anyhow::Result<()> {
+    let Some(exits) = &summary.exits else { return Ok(()) };
+    if reports.contains(&ExitsFormat::Table) {
+        terminal::say(&format!("\n{}", exits.table()));
+    }
+    if let Some(mut file) = json {
+        let text = exits.to_json()?;
+        file.write_all(text.as_bytes())
+            .and_then(|()| file.flush())
+            .context("cannot write the exits as JSON")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,71 @@
+//! `--stats`: what a run took.
+
+use std::time::{Duration, Instant};
+
+use vmm::Summary;
+
+use crate::size;
+
+/// The table for stderr. `started` is when the process began.
+pub fn table(summary: &Summary, started: Instant) -> String {
+    let mut lines = vec![
+        format!("engine              {}", summary.engine),
+        format!("wall time           {}", seconds(started.elapsed())),
+    ];
+    if let Some(first) = summary.first_instruction {
+        lines.push(format!("to the first instruction  {}", seconds(first.duration_since(started))));
+    }
+    for vcpu in &summary.vcpus {
+        let busy = summary.elapsed.saturating_sub(vcpu.idle);
+        let idle = seconds(vcpu.idle);
+        lines.push(match vcpu.instructions {
+            Some(count) => format!(
+                "vCPU {:<3}            {count} instructions, {:.1} million/s while busy; idle {idle}",
+                vcpu.id,
+                rate(count, busy),
+            ),
+            None => format!("vCPU {:<3}            busy {}, idle {idle}", vcpu.id, seconds(busy)),
+        });
+    }
+    if let Some(bytes) = peak_memory() {
+        lines.push(format!("peak memory         {}", size::display(bytes)));
+    }
+    lines.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// Million a second.
+fn rate(count: u64, time: Duration) -> f64 {
+    count as f64 / 1e6 / time.as_secs_f64().max(1e-9)
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.3} s", time.as_secs_f64())
+}
+
+/// The most memory that this process had resident, in bytes; the guest's RAM is part of it.
+fn peak_memory() -> Option<u64> {
+    parse_peak(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// Finds `VmHWM:   1234 kB`.
+fn parse_peak(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_peak_is_read_from_the_processs_status() {
+        assert_eq!(parse_peak("Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n"), Some(2 << 20));
+        assert_eq!(parse_peak("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn a_vcpu_that_never_ran_has_no_absurd_rate() {
+        assert_eq!(rate(0, Duration::ZERO), 0.0);
+        assert!((rate(240_000_000, Duration::from_secs(2)) - 120.0).abs() < 1e-6);
+    }
+}
