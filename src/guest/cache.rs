@@ -1,0 +1,333 @@
+//! The guests in the user's cache folder.
+//!
+//! ```text
+//! ~/.cache/ringside/guests/
+//!     debian/            complete: it got this name by a rename
+//!         manifest.json  what the others must be
+//!         vmlinuz  vmlinux  initramfs.cpio
+//!     .debian.XXXXXX/    being made; swept by the next fetch
+//!     .lock              held while something is made or removed
+//! ```
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::apt::{self, Package};
+use super::build::{self, Built};
+use super::{Guest, GuestError, GuestFiles, Progress};
+
+/// Raised when what is in a guest's folder changes its meaning: older ones are then made anew.
+const FORMAT: u32 = 1;
+/// The longest manifest that is read, in bytes.
+const MAX_MANIFEST: u64 = 1 << 20;
+const MANIFEST: &str = "manifest.json";
+const BZIMAGE: &str = "vmlinuz";
+const VMLINUX: &str = "vmlinux";
+const INITRAMFS: &str = "initramfs.cpio";
+
+/// What a guest's folder holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    format: u32,
+    guest: String,
+    release: String,
+    version: String,
+    cmdline: String,
+    modules: Vec<String>,
+    builtin: Vec<String>,
+    missing: Vec<String>,
+    packages: Vec<ManifestPackage>,
+    files: Vec<ManifestFile>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ManifestPackage {
+    name: String,
+    version: String,
+    sha256: String,
+}
+
+/// A file as it was written: where size and time are the same, so is its content.
+#[derive(Debug, Serialize, Deserialize)]
+struct ManifestFile {
+    name: String,
+    size: u64,
+    modified_ns: i128,
+    sha256: String,
+}
+
+/// The folder that holds the guests.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    guests: PathBuf,
+}
+
+impl Cache {
+    /// The user's: `$RINGSIDE_CACHE`, else `$XDG_CACHE_HOME/ringside`, else `$HOME/.cache/ringside`.
+    ///
+    /// # Errors
+    /// [`GuestError::NoCacheFolder`] where none of them is an absolute path.
+    pub fn of_user() -> Result<Self, GuestError> {
+        let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        absolute("RINGSIDE_CACHE")
+            .or_else(|| absolute("XDG_CACHE_HOME").map(|path| path.join("ringside")))
+            .or_else(|| absolute("HOME").map(|path| path.join(".cache/ringside")))
+            .map(Self::at)
+            .ok_or(GuestError::NoCacheFolder)
+    }
+
+    /// One in a folder, which need not exist yet.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self { guests: folder.into().join("guests") }
+    }
+
+    fn folder(&self, guest: &Guest) -> PathBuf {
+        self.guests.join(guest.name)
+    }
+
+    /// Finds a guest without fetching; `None` where it was never fetched or an older Ringside made it.
+    ///
+    /// # Errors
+    /// [`GuestError::Damaged`] where files are missing or changed.
+    pub fn load(&self, guest: &Guest) -> Result<Option<GuestFiles>, GuestError> {
+        let folder = self.folder(guest);
+        if !folder.exists() {
+            return Ok(None);
+        }
+        let damaged = |reason: String| GuestError::Damaged { folder: folder.clone(), reason };
+        let manifest = read_manifest(&folder.join(MANIFEST)).map_err(&damaged)?;
+        if manifest.format != FORMAT {
+            return Ok(None);
+        }
+        if manifest.guest != guest.name {
+            return Err(damaged(format!("its manifest is that of {:?}", manifest.guest)));
+        }
+        for file in &manifest.files {
+            file.check(&folder).map_err(&damaged)?;
+        }
+        let has = |name: &str| manifest.files.iter().any(|file| file.name == name);
+        if let Some(name) = [BZIMAGE, INITRAMFS].into_iter().find(|name| !has(name)) {
+            return Err(damaged(format!("its manifest does not name {name}")));
+        }
+        Ok(Some(GuestFiles {
+            kernel: folder.join(if has(VMLINUX) { VMLINUX } else { BZIMAGE }),
+            bzimage: folder.join(BZIMAGE),
+            initrd: folder.join(INITRAMFS),
+            cmdline: manifest.cmdline,
+            version: manifest.version,
+        }))
+    }
+
+    /// Finds a guest, or fetches it.
+    ///
+    /// # Errors
+    /// [`GuestError`] where it cannot be fetched or the folder cannot be written.
+    pub fn fetch(&self, guest: &Guest, progress: &mut dyn Progress) -> Result<GuestFiles, GuestError> {
+        self.fetch_with(guest, progress, |folder, progress| {
+            let packages = apt::fetch(guest, folder, progress)?;
+            Ok([packages.kernel, packages.busybox])
+        })
+    }
+
+    /// [`Self::fetch`] with the packages, kernel first, from anywhere.
+    fn fetch_with(
+        &self,
+        guest: &Guest,
+        progress: &mut dyn Progress,
+        get: impl FnOnce(&Path, &mut dyn Progress) -> Result<[Package; 2], GuestError>,
+    ) -> Result<GuestFiles, GuestError> {
+        if let Ok(Some(files)) = self.load(guest) {
+            return Ok(files);
+        }
+        fs::create_dir_all(&self.guests)
+            .map_err(GuestError::file("create the cache folder", &self.guests))?;
+        let _lock = self.lock(progress)?;
+        // Another start may have fetched it meanwhile.
+        match self.load(guest) {
+            Ok(Some(files)) => return Ok(files),
+            Ok(None) => {}
+            Err(error) => progress.note(&format!("{error}: fetching it again")),
+        }
+        self.sweep();
+        let work = tempfile::Builder::new()
+            .prefix(&format!(".{}.", guest.name))
+            .tempdir_in(&self.guests)
+            .map_err(GuestError::file("create a folder in", &self.guests))?;
+        let made = make(guest, work.path(), progress, get)?;
+        self.publish(guest, &made)?;
+        drop(work);
+        self.load(guest)?.ok_or_else(|| GuestError::Damaged {
+            folder: self.folder(guest),
+            reason: "it vanished while it was made".to_owned(),
+        })
+    }
+
+    /// Gives a finished folder its name. There is no moment in which an unfinished one has it.
+    fn publish(&self, guest: &Guest, made: &Path) -> Result<(), GuestError> {
+        let folder = self.folder(guest);
+        if folder.exists() {
+            let old = self.guests.join(format!(".{}.old", guest.name));
+            fs::rename(&folder, &old).map_err(GuestError::file("rename", &folder))?;
+        }
+        fs::rename(made, &folder).map_err(GuestError::file("rename", made))?;
+        self.sweep();
+        Ok(())
+    }
+
+    /// Waits until no other process works on the folder.
+    fn lock(&self, progress: &mut dyn Progress) -> Result<File, GuestError> {
+        let path = self.guests.join(".lock");
+        let file = File::create(&path).map_err(GuestError::file("write", &path))?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            progress.note("Waiting for another Ringside that works on the cache folder");
+            flock(&file, FlockOperation::LockExclusive)
+                .map_err(|error| GuestError::file("lock", &path)(error.into()))?;
+        }
+        Ok(file)
+    }
+
+    /// Removes what an interrupted fetch left. Called under the lock.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.guests) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let unfinished = name.to_str().is_some_and(|name| name.starts_with('.') && name != ".lock");
+            if unfinished && let Err(error) = fs::remove_dir_all(entry.path()) {
+                log::warn!("cannot remove {}: {error}", entry.path().display());
+            }
+        }
+    }
+
+    /// Removes a guest: whether it was there.
+    ///
+    /// # Errors
+    /// [`GuestError::File`].
+    pub fn remove(&self, guest: &Guest) -> Result<bool, GuestError> {
+        let folder = self.folder(guest);
+        if !folder.exists() {
+            return Ok(false);
+        }
+        let _lock = self.lock(&mut super::Silent)?;
+        // A reader sees all of it or nothing.
+        let old = self.guests.join(format!(".{}.old", guest.name));
+        fs::rename(&folder, &old).map_err(GuestError::file("remove", &folder))?;
+        self.sweep();
+        Ok(true)
+    }
+
+    /// Bytes that a guest takes on the disk.
+    pub fn bytes(&self, guest: &Guest) -> u64 {
+        let entries = fs::read_dir(self.folder(guest)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum()
+    }
+}
+
+/// Makes a guest's folder inside `work`.
+fn make(
+    guest: &Guest,
+    work: &Path,
+    progress: &mut dyn Progress,
+    get: impl FnOnce(&Path, &mut dyn Progress) -> Result<[Package; 2], GuestError>,
+) -> Result<PathBuf, GuestError> {
+    let (download, made) = (work.join("apt"), work.join("guest"));
+    for folder in [&download, &made] {
+        fs::create_dir(folder).map_err(GuestError::file("create", folder))?;
+    }
+    let [kernel, busybox] = get(&download, progress)?;
+    let built = build::build(&kernel.file, &busybox.file, &made, progress)?;
+    if !built.missing.is_empty() {
+        log::info!("the kernel {} does not have the modules {}", built.release, built.missing.join(", "));
+    }
+    let manifest = manifest(guest, &made, &built, &[kernel, busybox])?;
+    let text = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from);
+    let text = text.map_err(GuestError::file("write", &made.join(MANIFEST)))?;
+    build::write_file(&made.join(MANIFEST), |out| out.write_all(text.as_bytes()))?;
+    Ok(made)
+}
+
+fn manifest(guest: &Guest, made: &Path, built: &Built, packages: &[Package]) -> Result<Manifest, GuestError> {
+    let files = [BZIMAGE, VMLINUX, INITRAMFS].into_iter().filter(|name| made.join(name).exists());
+    let files = files.map(|name| ManifestFile::describe(made, name)).collect::<Result<_, _>>()?;
+    let described = |package: &Package| ManifestPackage {
+        name: package.name.clone(),
+        version: package.version.clone(),
+        sha256: package.sha256.clone(),
+    };
+    Ok(Manifest {
+        format: FORMAT,
+        guest: guest.name.to_owned(),
+        release: built.release.clone(),
+        version: packages.first().map(|package| package.version.clone()).unwrap_or_default(),
+        cmdline: super::default_cmdline(),
+        modules: built.modules.clone(),
+        builtin: built.builtin.clone(),
+        missing: built.missing.clone(),
+        packages: packages.iter().map(described).collect(),
+        files,
+    })
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest, String> {
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_MANIFEST).read_to_string(&mut text))
+        .map_err(|error| format!("{MANIFEST}: {error}"))?;
+    serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))
+}
+
+impl ManifestFile {
+    fn describe(folder: &Path, name: &str) -> Result<Self, GuestError> {
+        let path = folder.join(name);
+        let read = |path: &Path| -> std::io::Result<Self> {
+            let meta = fs::metadata(path)?;
+            let sha256 = sha256(path)?;
+            Ok(Self { name: name.to_owned(), size: meta.len(), modified_ns: modified_ns(&meta), sha256 })
+        };
+        read(&path).map_err(GuestError::file("read", &path))
+    }
+
+    /// Compares size and time; a copied cache folder has other times, and then the content decides.
+    fn check(&self, folder: &Path) -> Result<(), String> {
+        if ![BZIMAGE, VMLINUX, INITRAMFS].contains(&self.name.as_str()) {
+            return Err(format!("{MANIFEST} names {:?}", self.name));
+        }
+        let path = folder.join(&self.name);
+        let meta = fs::metadata(&path).map_err(|error| format!("{}: {error}", self.name))?;
+        if !meta.is_file() || meta.len() != self.size {
+            return Err(format!("{} has {} bytes instead of {}", self.name, meta.len(), self.size));
+        }
+        if modified_ns(&meta) == self.modified_ns {
+            return Ok(());
+        }
+        match sha256(&path) {
+            Ok(sum) if sum == self.sha256 => Ok(()),
+            Ok(_) => Err(format!("{} has changed", self.name)),
+            Err(error) => Err(format!("{}: {error}", self.name)),
+        }
+    }
+}
+
+fn modified_ns(meta: &fs::Metadata) -> i128 {
+    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
+}
+
+fn sha256(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 18];
+    loop {
+        let len = file.read(&mut buffer)?;
+        if len == 0 {
+            break;
+        }
+        hash.update(&buffer[..len]);
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,233 @@
+//! Debian's binary packages: an `ar` archive of `debian-binary`, `control.tar.*` and `data.tar.*` (deb(5)).
+//!
+//! Nothing is unpacked to the disk: [`for_each_file`] walks the regular files, and whoever asks keeps what it wants.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Component, Path};
+
+use super::GuestError;
+
+/// More than any package of the catalog unpacks to, in bytes: what a broken archive may at most make us read.
+const MAX_UNPACKED: u64 = 4 << 30;
+/// Bytes of an `ar` member's header.
+const AR_HEADER: usize = 60;
+
+/// What the visitor of a package's files wants next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// The next file.
+    On,
+    /// No more.
+    Stop,
+}
+
+/// One regular file of a package.
+pub struct PackagedFile<'a> {
+    /// Its path without a leading `./`, `/` or `usr/`: Debian moved `/lib` and `/bin` below `/usr` between releases.
+    pub path: &'a str,
+    /// Bytes.
+    pub size: u64,
+    reader: &'a mut dyn Read,
+}
+
+impl PackagedFile<'_> {
+    /// Reads the whole file into `into`, which is cleared first.
+    ///
+    /// # Errors
+    /// Where the file has more than `limit` bytes, or the archive ends early.
+    pub fn read(&mut self, into: &mut Vec<u8>, limit: u64) -> io::Result<()> {
+        if self.size > limit {
+            let message = format!("{} has {} bytes, more than {limit}", self.path, self.size);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        into.clear();
+        self.reader.take(limit).read_to_end(into)?;
+        if into.len() as u64 == self.size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+/// Calls `visit` for each regular file in the package, in the archive's order.
+///
+/// # Errors
+/// [`GuestError::Package`] for what is not a package, is cut or holds a path that leaves its root, and what `visit`
+/// gives.
+pub fn for_each_file(
+    deb: &Path,
+    mut visit: impl FnMut(&mut PackagedFile<'_>) -> io::Result<Walk>,
+) -> Result<(), GuestError> {
+    let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = File::open(deb).map_err(GuestError::file("read", deb))?;
+    walk(file, &mut visit).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => GuestError::package(name, "it is cut short"),
+        _ => GuestError::package(name, error),
+    })
+}
+
+fn walk(file: File, visit: &mut dyn FnMut(&mut PackagedFile<'_>) -> io::Result<Walk>) -> io::Result<()> {
+    let data = data_member(file)?;
+    // What is longer looks cut.
+    let mut archive = tar::Archive::new(data.take(MAX_UNPACKED));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let path = clean_path(&path)?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let size = entry.size();
+        let mut file = PackagedFile { path, size, reader: &mut entry };
+        if visit(&mut file)? == Walk::Stop {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The path below the package's root; an error for one that leaves it.
+fn clean_path(path: &str) -> io::Result<&str> {
+    let below = path.trim_start_matches("./").trim_start_matches('/');
+    let harmless = |component| matches!(component, Component::Normal(_) | Component::CurDir);
+    if !Path::new(below).components().all(harmless) {
+        return Err(invalid(format!("the path {path:?} leaves the package")));
+    }
+    Ok(below.strip_prefix("usr/").unwrap_or(below))
+}
+
+/// Finds `data.tar.*` and decompresses it.
+fn data_member(mut file: File) -> io::Result<Box<dyn Read>> {
+    let mut magic = [0; 8];
+    file.read_exact(&mut magic)?;
+    if &magic != b"!<arch>\n" {
+        return Err(invalid("it is no Debian package"));
+    }
+    loop {
+        let mut header = [0; AR_HEADER];
+        file.read_exact(&mut header)?;
+        let field =
+            |range: std::ops::Range<usize>| String::from_utf8_lossy(&header[range]).trim_end().to_owned();
+        let size: u64 = field(48..58).parse().map_err(|_| invalid("its archive has a bad header"))?;
+        let name = field(0..16);
+        let name = name.trim_end_matches('/');
+        if let Some(compression) = name.strip_prefix("data.tar") {
+            return decompress(compression, BufReader::with_capacity(1 << 16, file.take(size)));
+        }
+        file.seek(SeekFrom::Current(i64::try_from(size + size % 2).map_err(invalid)?))?;
+    }
+}
+
+/// Decompresses by the file name's ending: `.xz`, `.zst`, `.gz` or none.
+fn decompress(ending: &str, packed: impl io::BufRead + 'static) -> io::Result<Box<dyn Read>> {
+    Ok(match ending {
+        "" => Box::new(packed),
+        ".gz" => Box::new(flate2::bufread::MultiGzDecoder::new(packed)),
+        ".zst" => Box::new(zstd::stream::read::Decoder::with_buffer(packed)?),
+        ".xz" => {
+            let threads = std::thread::available_parallelism().map_or(1, |n| n.get()).min(4);
+            let stream = liblzma::stream::MtStreamBuilder::new()
+                .threads(threads as u32)
+                .memlimit_threading(256 << 20)
+                .memlimit_stop(1 << 30)
+                .decoder()?;
+            Box::new(liblzma::bufread::XzDecoder::new_stream(packed, stream))
+        }
+        other => return Err(invalid(format!("its data is compressed as {other:?}, which is unknown here"))),
+    })
+}
+
+/// Decompresses a kernel module by its path's ending; one that is not compressed is given back.
+///
+/// # Errors
+/// For broken data, and where the module would have more than `limit` bytes.
+pub fn unpack_module(path: &str, data: Vec<u8>, limit: u64) -> io::Result<Vec<u8>> {
+    let ending = match path.rsplit_once(".ko") {
+        Some((_, ending @ (".xz" | ".zst" | ".gz"))) => ending,
+        _ => return Ok(data),
+    };
+    let mut unpacked = Vec::new();
+    decompress(ending, io::Cursor::new(data))?.take(limit + 1).read_to_end(&mut unpacked)?;
+    if unpacked.len() as u64 > limit { Err(invalid("it is too big")) } else { Ok(unpacked) }
+}
+
+fn invalid(message: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, message.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{deb_of, deb_with_path};
+    use super::*;
+
+    fn files_of(deb: &[u8]) -> Result<Vec<(String, Vec<u8>)>, GuestError> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), deb).unwrap();
+        let mut files = Vec::new();
+        for_each_file(file.path(), |file| {
+            let mut data = Vec::new();
+            file.read(&mut data, 1 << 20)?;
+            files.push((file.path.to_owned(), data));
+            Ok(Walk::On)
+        })?;
+        Ok(files)
+    }
+
+    #[test]
+    fn files_come_out_whatever_the_compression_and_wherever_the_root() {
+        let packed = [("./boot/vmlinuz-1", &b"kernel"[..]), ("./usr/bin/busybox", b"box")];
+        for ending in ["", ".gz", ".xz", ".zst"] {
+            let files = files_of(&deb_of(ending, &packed)).unwrap();
+            let expected = [("boot/vmlinuz-1", &b"kernel"[..]), ("bin/busybox", b"box")];
+            assert_eq!(files.len(), 2, "{ending}");
+            for (file, (path, data)) in files.iter().zip(expected) {
+                assert_eq!((file.0.as_str(), file.1.as_slice()), (path, data), "{ending}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_package_cut_anywhere_is_an_error() {
+        let kernel: Vec<u8> = (0..50_000u32).map(|n| (n * n >> 7) as u8).collect();
+        for ending in ["", ".gz", ".xz", ".zst"] {
+            let deb = deb_of(ending, &[("./boot/vmlinuz-1", &kernel)]);
+            // The tar's end marker (1,024 zero bytes and padding) is all that may be missing.
+            let end = if ending.is_empty() { deb.len() - 1024 } else { deb.len() - 1 };
+            for len in (0..end).step_by(997).chain([7, 8, 60, 67, 68, end - 1]) {
+                let result = files_of(&deb[..len.min(end)]);
+                assert!(result.is_err(), "{ending} cut to {len} of {}: {result:?}", deb.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_leaves_the_package_is_refused() {
+        for path in ["../etc/passwd", "./lib/../../x", "usr/../../x"] {
+            let error = files_of(&deb_with_path(path)).unwrap_err().to_string();
+            assert!(error.contains("leaves the package"), "{path}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_package_and_an_unknown_compression_are_refused() {
+        assert!(files_of(b"not a package at all").is_err());
+        let mut deb = deb_of("", &[]);
+        let at = deb.windows(8).position(|w| w == b"data.tar").unwrap();
+        deb[at + 8..at + 12].copy_from_slice(b".lz4");
+        assert!(files_of(&deb).unwrap_err().to_string().contains("lz4"));
+    }
+
+    #[test]
+    fn a_file_past_its_limit_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), deb_of(".gz", &[("./a", &[0; 5000])])).unwrap();
+        let result = for_each_file(file.path(), |file| file.read(&mut Vec::new(), 4999).map(|()| Walk::On));
+        assert!(result.unwrap_err().to_string().contains("more than 4999"));
+    }
+
+    #[test]
+    fn a_compressed_module_that_unpacks_past_the_limit_is_refused() {
+        let packed = zstd::encode_all(&[0u8; 100_000][..], 1).unwrap();
+        assert_eq!(unpack_module("a.ko.zst", packed.clone(), 100_000).unwrap().len(), 100_000);
+        assert!(unpack_module("a.ko.zst", packed, 99_999).is_err());
+        assert_eq!(unpack_module("a.ko", vec![1], 10).unwrap(), [1]);
+    }
+}

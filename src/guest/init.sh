@@ -1,0 +1,56 @@
+#!/bin/sh
+# Process 1 of Ringside's default guests. Every process that is started here costs time before the shell, so this
+# uses what is built into the shell wherever it can.
+export PATH=/bin HOME=/root
+export TERM="${TERM:-linux}"
+mount -t devtmpfs dev /dev
+cp -a /ringside/dev/. /dev/
+mount -a
+echo ringside > /proc/sys/kernel/hostname
+
+# Loads the drivers of the devices on one bus; the patterns are those of the modules in this initramfs.
+found=
+coldplug() {
+    set -- "$1"
+    for file in "/sys/bus/$1/devices"/*/modalias; do
+        read -r alias < "$file" || continue
+        case "$1 $alias" in
+@PATTERNS@
+            *) continue ;;
+        esac
+        set -- "$@" "$alias"
+    done 2> /dev/null
+    shift
+    if [ $# != 0 ]; then
+        found=1
+        modprobe -a -q "$@" 2> /dev/null
+    fi
+}
+coldplug pci
+coldplug acpi
+[ -z "$found" ] || { coldplug virtio; coldplug nd; }
+ip link set lo up
+
+if [ -f /ringside/exec ]; then
+    # Output goes out on the second serial line, errors on the third where there is one, the status to the machine.
+    exec 3> /dev/ttyS1
+    stty raw -echo 115200 <&3
+    read -r uart 2> /dev/null < /sys/class/tty/ttyS2/type || uart=0
+    if [ "$uart" != 0 ]; then
+        exec 4> /dev/ttyS2
+        stty raw -echo 115200 <&4
+    else
+        exec 4>&3
+    fi
+    sh /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
+    /ringside/report $? <&3 >&4
+    # The machine has no debug-exit port.
+    exec poweroff -f
+fi
+
+[ -z "$LINES$COLUMNS" ] || stty rows "${LINES:-24}" cols "${COLUMNS:-80}"
+unset LINES COLUMNS
+cd /root
+export PS1='\u@\h:\w\$ '
+setsid -c sh < /dev/console > /dev/console 2>&1
+exec poweroff -f

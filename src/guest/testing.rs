@@ -1,0 +1,66 @@
+//! Packages and modules made in memory, for the tests of this folder.
+
+use std::io::Write;
+
+use object::write::{Object, StandardSegment};
+
+/// A `.deb` whose `data.tar` plus `ending` (`""`, `.gz`, `.xz`, `.zst`) holds `files`.
+pub fn deb_of(ending: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, data) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, path, *data).unwrap();
+    }
+    deb_with_data(ending, &tar.into_inner().unwrap())
+}
+
+/// A `.deb` with one file whose path is taken as it is.
+pub fn deb_with_path(path: &str) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.as_mut_bytes()[..path.len()].copy_from_slice(path.as_bytes());
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_size(0);
+    header.set_cksum();
+    let mut data = header.as_bytes().to_vec();
+    data.resize(data.len() + 1024, 0);
+    deb_with_data("", &data)
+}
+
+fn deb_with_data(ending: &str, tar: &[u8]) -> Vec<u8> {
+    let packed = match ending {
+        "" => tar.to_vec(),
+        ".gz" => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(tar).unwrap();
+            encoder.finish().unwrap()
+        }
+        ".xz" => liblzma::encode_all(tar, 0).unwrap(),
+        ".zst" => zstd::encode_all(tar, 1).unwrap(),
+        other => panic!("no such compression: {other}"),
+    };
+    let mut archive = ar::Builder::new(Vec::new());
+    let data = format!("data.tar{ending}");
+    for (name, bytes) in
+        [("debian-binary", &b"2.0\n"[..]), ("control.tar", b"odd"), (data.as_str(), packed.as_slice())]
+    {
+        archive.append(&ar::Header::new(name.as_bytes().to_vec(), bytes.len() as u64), bytes).unwrap();
+    }
+    archive.into_inner().unwrap()
+}
+
+/// A kernel module, as far as its `.modinfo` goes.
+pub fn module_of(entries: &[&str]) -> Vec<u8> {
+    use object::{Architecture, BinaryFormat, Endianness, SectionKind};
+    let mut file = Object::new(BinaryFormat::Elf, Architecture::X86_64, Endianness::Little);
+    let segment = file.segment_name(StandardSegment::Data).to_vec();
+    let section = file.add_section(segment, b".modinfo".to_vec(), SectionKind::ReadOnlyData);
+    let mut data = Vec::new();
+    for entry in entries {
+        data.extend_from_slice(entry.as_bytes());
+        data.push(0);
+    }
+    file.append_section_data(section, &data, 1);
+    file.write().unwrap()
+}

@@ -1,0 +1,3 @@
+//! What the `ringside` command shares with the whole-machine tests: the default guests.
+
+pub mod guest;
