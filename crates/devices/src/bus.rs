@@ -145,9 +145,11 @@ impl MachineBus {
 
     /// The device at `address` and the name of the register that a read or write there would reach now.
     pub fn describe(&self, space: Space, address: u64, write: bool) -> Option<(String, &'static str)> {
-        let mapping = self.find(space, address)?;
-        let offset = mapping.offset.wrapping_add(address - mapping.base);
-        let register = lock(&mapping.device).register(offset, write);
+        let mapping = {
+            let map = self.map(space).read().unwrap_or_else(PoisonError::into_inner);
+            mapping_at(&map, address)?.clone()
+        };
+        let register = lock(&mapping.device).register(mapping.offset_of(address), write);
         Some((mapping.name.to_string(), register))
     }
 
@@ -158,26 +160,36 @@ impl MachineBus {
         }
     }
 
-    fn find(&self, space: Space, address: u64) -> Option<Mapping> {
+    /// Where an access of `len` bytes at `address` goes.
+    fn find(&self, space: Space, address: u64, len: usize) -> Found {
+        let more = (len as u64).saturating_sub(1);
         let map = self.map(space).read().unwrap_or_else(PoisonError::into_inner);
-        let at = map.partition_point(|mapping| mapping.last < address);
-        map.get(at).filter(|mapping| mapping.base <= address).cloned()
-    }
-
-    /// The mapping that has all of `len` bytes at `address`, if one has.
-    fn find_all(&self, space: Space, address: u64, len: usize) -> Found {
-        match self.find(space, address) {
-            Some(mapping) if mapping.last - address >= (len as u64).saturating_sub(1) => {
-                Found::Whole(mapping)
+        // The first range that does not end before the access.
+        match map.get(map.partition_point(|mapping| mapping.last < address)) {
+            Some(mapping) if mapping.base <= address && mapping.last - address >= more => {
+                Found::Whole(mapping.device.clone(), mapping.offset_of(address))
             }
-            None if len <= 1 => Found::Nobody,
-            _ => Found::Parts,
+            Some(mapping) if mapping.base <= address.saturating_add(more) => Found::Parts,
+            _ => Found::Nobody,
         }
     }
 }
 
+impl Mapping {
+    /// The device's offset at `address`, which is in the range.
+    fn offset_of(&self, address: u64) -> u64 {
+        self.offset.wrapping_add(address - self.base)
+    }
+}
+
+fn mapping_at(map: &[Mapping], address: u64) -> Option<&Mapping> {
+    let at = map.partition_point(|mapping| mapping.last < address);
+    map.get(at).filter(|mapping| mapping.base <= address)
+}
+
 enum Found {
-    Whole(Mapping),
+    /// One device, and its offset.
+    Whole(SharedDevice, u64),
     /// The access leaves a range: each byte goes its own way, as on a bus of bytes.
     Parts,
     Nobody,
@@ -195,11 +207,8 @@ fn byte_address(space: Space, address: u64, index: usize) -> Option<u64> {
 
 impl Bus for MachineBus {
     fn read(&self, space: Space, address: u64, data: &mut [u8]) {
-        match self.find_all(space, address, data.len()) {
-            Found::Whole(mapping) => {
-                let offset = mapping.offset.wrapping_add(address - mapping.base);
-                lock(&mapping.device).read(offset, data);
-            }
+        match self.find(space, address, data.len()) {
+            Found::Whole(device, offset) => lock(&device).read(offset, data),
             Found::Nobody => data.fill(0xff),
             Found::Parts => {
                 for (index, byte) in data.chunks_mut(1).enumerate() {
@@ -213,11 +222,8 @@ impl Bus for MachineBus {
     }
 
     fn write(&self, space: Space, address: u64, data: &[u8]) {
-        match self.find_all(space, address, data.len()) {
-            Found::Whole(mapping) => {
-                let offset = mapping.offset.wrapping_add(address - mapping.base);
-                lock(&mapping.device).write(offset, data);
-            }
+        match self.find(space, address, data.len()) {
+            Found::Whole(device, offset) => lock(&device).write(offset, data),
             Found::Nobody => {}
             Found::Parts => {
                 for (index, byte) in data.chunks(1).enumerate() {

@@ -8,7 +8,7 @@
 //! What comes in waits in a bounded queue, so the receiver never overruns but in loopback.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bitflags::bitflags;
 
@@ -143,8 +143,9 @@ struct Received {
     is_break: bool,
 }
 
-/// A 16550A. Map it for [`PORTS`] ports.
-pub struct Serial {
+/// The registers that are no more than that.
+#[derive(Clone, Copy, Debug)]
+struct Registers {
     ier: Ier,
     fcr: Fcr,
     lcr: u8,
@@ -152,66 +153,99 @@ pub struct Serial {
     msr: Msr,
     scratch: u8,
     divisor: [u8; 2],
-    received: VecDeque<Received>,
+}
+
+impl Registers {
+    /// After a reset, at 9,600 baud.
+    const RESET: Self = Self {
+        ier: Ier::empty(),
+        fcr: Fcr::empty(),
+        lcr: 0,
+        mcr: Mcr::empty(),
+        msr: Msr::CONNECTED,
+        scratch: 0,
+        divisor: [12, 0],
+    };
+
+    /// Characters that the receiver and the transmitter hold: without FIFOs, one each.
+    fn fifo_size(&self) -> usize {
+        if self.fcr.contains(Fcr::ENABLE) { FIFO } else { 1 }
+    }
+}
+
+#[derive(Default)]
+struct Receiver {
+    queue: VecDeque<Received>,
     overrun: bool,
-    transmit: VecDeque<u8>,
-    /// The transmitter became empty, and the guest has not been told.
-    transmitter_interrupt: bool,
+    /// The feeder had more than there was room for.
+    refused: bool,
+    wake: Option<Box<dyn Fn() + Send>>,
+}
+
+struct Transmitter {
+    fifo: VecDeque<u8>,
+    /// It became empty, and the guest has not been told.
+    interrupt: bool,
+    output: Box<dyn SerialOutput>,
+    retry: Timer,
+}
+
+impl Transmitter {
+    /// Gives the output what it takes of what waits.
+    fn send(&mut self) {
+        if self.fifo.is_empty() {
+            return;
+        }
+        let accepted = self.output.accept(self.fifo.make_contiguous()).min(self.fifo.len());
+        self.fifo.drain(..accepted);
+        if self.fifo.is_empty() {
+            self.retry.disarm();
+            self.interrupt = true;
+        } else {
+            self.retry.arm(self.retry.now().saturating_add(RETRY_NS));
+        }
+    }
+}
+
+/// A 16550A. Map it for [`PORTS`] ports.
+pub struct Serial {
+    registers: Registers,
+    receiver: Receiver,
+    transmitter: Transmitter,
     irq: IrqLine,
     /// The interrupt line's level.
     asserted: bool,
-    output: Box<dyn SerialOutput>,
-    retry: Timer,
-    input_refused: bool,
-    input_wake: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Serial {
     /// A port after its reset, with `irq` as its interrupt.
     pub fn new(irq: IrqLine, output: Box<dyn SerialOutput>, timers: &Timers) -> Arc<Mutex<Self>> {
-        Arc::new_cyclic(|this: &std::sync::Weak<Mutex<Self>>| {
+        Arc::new_cyclic(|this: &Weak<Mutex<Self>>| {
             let this = this.clone();
             let retry = timers.timer(move |_| {
                 if let Some(serial) = this.upgrade() {
                     serial.lock().unwrap_or_else(PoisonError::into_inner).output_ready();
                 }
             });
+            let fifo = VecDeque::with_capacity(FIFO);
             Mutex::new(Self {
-                ier: Ier::empty(),
-                fcr: Fcr::empty(),
-                lcr: 0,
-                mcr: Mcr::empty(),
-                msr: Msr::CONNECTED,
-                scratch: 0,
-                divisor: [12, 0],
-                received: VecDeque::with_capacity(INPUT),
-                overrun: false,
-                transmit: VecDeque::with_capacity(FIFO),
-                transmitter_interrupt: false,
+                registers: Registers::RESET,
+                receiver: Receiver::default(),
+                transmitter: Transmitter { fifo, interrupt: false, output, retry },
                 irq,
                 asserted: false,
-                output,
-                retry,
-                input_refused: false,
-                input_wake: None,
             })
         })
     }
 
     /// The reset of the machine: registers to their defaults, FIFOs empty.
     pub fn reset(&mut self) {
-        self.ier = Ier::empty();
-        self.fcr = Fcr::empty();
-        self.lcr = 0;
-        self.mcr = Mcr::empty();
-        self.msr = Msr::CONNECTED;
-        self.scratch = 0;
-        self.divisor = [12, 0];
-        self.received.clear();
-        self.overrun = false;
-        self.transmit.clear();
-        self.transmitter_interrupt = false;
-        self.retry.disarm();
+        self.registers = Registers::RESET;
+        self.receiver.queue.clear();
+        self.receiver.overrun = false;
+        self.transmitter.fifo.clear();
+        self.transmitter.interrupt = false;
+        self.transmitter.retry.disarm();
         self.tell_feeder();
         self.update_irq();
     }
@@ -219,24 +253,28 @@ impl Serial {
     /// Lets the guest receive the first bytes of `bytes`, as many as there is room for, and tells how many. After a
     /// refusal the function of [`Self::set_input_wake`] is called when there is room again.
     pub fn push_input(&mut self, bytes: &[u8]) -> usize {
-        let room = if self.mcr.contains(Mcr::LOOP) { 0 } else { INPUT.saturating_sub(self.received.len()) };
+        let room = if self.registers.mcr.contains(Mcr::LOOP) {
+            0
+        } else {
+            INPUT.saturating_sub(self.receiver.queue.len())
+        };
         let accepted = room.min(bytes.len());
-        self.received.extend(bytes[..accepted].iter().map(|&byte| Received { byte, is_break: false }));
-        self.input_refused |= accepted < bytes.len();
+        self.receiver.queue.extend(bytes[..accepted].iter().map(|&byte| Received { byte, is_break: false }));
+        self.receiver.refused |= accepted < bytes.len();
         self.update_irq();
         accepted
     }
 
     /// Whether the guest has read all that was pushed.
     pub fn is_input_empty(&self) -> bool {
-        self.received.is_empty()
+        self.receiver.queue.is_empty()
     }
 
     /// Lets the guest receive a break condition; false where there is no room now.
     pub fn push_break(&mut self) -> bool {
-        let room = self.received.len() < INPUT && !self.mcr.contains(Mcr::LOOP);
+        let room = self.receiver.queue.len() < INPUT && !self.registers.mcr.contains(Mcr::LOOP);
         if room {
-            self.received.push_back(Received { byte: 0, is_break: true });
+            self.receiver.queue.push_back(Received { byte: 0, is_break: true });
             self.update_irq();
         }
         room
@@ -245,88 +283,72 @@ impl Serial {
     /// Calls `wake` when there is room again after [`Self::push_input`] took less than it was given, and when
     /// [`Self::wants_input`] becomes true. It is called with the device's lock held: it must not touch the device.
     pub fn set_input_wake(&mut self, wake: impl Fn() + Send + 'static) {
-        self.input_wake = Some(Box::new(wake));
+        self.receiver.wake = Some(Box::new(wake));
     }
 
     /// Whether the guest takes input by interrupt: a driver has opened the port. A driver empties the receiver as it
     /// opens it, so what was pushed before is lost, as on the hardware; input that cannot be typed again (a file) waits
     /// for this.
     pub fn wants_input(&self) -> bool {
-        self.ier.contains(Ier::ERBFI) && self.mcr.contains(Mcr::OUT2) && !self.mcr.contains(Mcr::LOOP)
+        self.registers.ier.contains(Ier::ERBFI)
+            && self.registers.mcr.contains(Mcr::OUT2)
+            && !self.registers.mcr.contains(Mcr::LOOP)
     }
 
     /// The output may have room again: sends what waits.
     pub fn output_ready(&mut self) {
-        self.send();
+        self.transmitter.send();
         self.update_irq();
     }
 
     /// Whether all that the guest has sent has been accepted.
     pub fn is_output_empty(&self) -> bool {
-        self.transmit.is_empty()
+        self.transmitter.fifo.is_empty()
     }
 
     fn tell_feeder(&mut self) {
-        self.input_refused = false;
-        if let Some(wake) = &self.input_wake {
+        self.receiver.refused = false;
+        if let Some(wake) = &self.receiver.wake {
             wake();
         }
     }
 
     fn divisor_latch(&self) -> bool {
-        self.lcr & LCR_DLAB != 0
-    }
-
-    fn send(&mut self) {
-        if self.transmit.is_empty() {
-            return;
-        }
-        let accepted = self.output.accept(self.transmit.make_contiguous()).min(self.transmit.len());
-        self.transmit.drain(..accepted);
-        if self.transmit.is_empty() {
-            self.retry.disarm();
-            self.transmitter_interrupt = true;
-        } else {
-            self.retry.arm(self.retry_time());
-        }
-    }
-
-    fn retry_time(&self) -> u64 {
-        self.retry.now().saturating_add(RETRY_NS)
+        self.registers.lcr & LCR_DLAB != 0
     }
 
     fn write_transmitter(&mut self, byte: u8) {
-        self.transmitter_interrupt = false;
-        if self.mcr.contains(Mcr::LOOP) {
-            self.transmitter_interrupt = true;
-            if self.received.len() >= if self.fcr.contains(Fcr::ENABLE) { FIFO } else { 1 } {
-                self.overrun = true;
+        self.transmitter.interrupt = false;
+        if self.registers.mcr.contains(Mcr::LOOP) {
+            self.transmitter.interrupt = true;
+            if self.receiver.queue.len() >= self.registers.fifo_size() {
+                self.receiver.overrun = true;
             } else {
-                self.received.push_back(Received { byte, is_break: false });
+                self.receiver.queue.push_back(Received { byte, is_break: false });
             }
             return;
         }
         // A guest that does not wait for THRE loses what it writes, as it does on the hardware.
-        if self.transmit.len() < if self.fcr.contains(Fcr::ENABLE) { FIFO } else { 1 } {
-            self.transmit.push_back(byte);
+        if self.transmitter.fifo.len() < self.registers.fifo_size() {
+            self.transmitter.fifo.push_back(byte);
         }
-        self.send();
+        self.transmitter.send();
     }
 
     fn read_receiver(&mut self) -> u8 {
-        let byte = self.received.pop_front().map_or(0, |received| received.byte);
-        if self.input_refused && self.received.len() <= INPUT / 2 {
+        let byte = self.receiver.queue.pop_front().map_or(0, |received| received.byte);
+        if self.receiver.refused && self.receiver.queue.len() <= INPUT / 2 {
             self.tell_feeder();
         }
         byte
     }
 
     fn write_ier(&mut self, value: u8) {
-        let before = std::mem::replace(&mut self.ier, Ier::from_bits_truncate(value));
-        let enabled = self.ier.difference(before);
+        let before = std::mem::replace(&mut self.registers.ier, Ier::from_bits_truncate(value));
+        let enabled = self.registers.ier.difference(before);
         // Enabling the interrupt while the transmitter is empty raises it: drivers start sending that way.
-        if enabled.contains(Ier::ETBEI) && self.transmit.is_empty() {
-            self.transmitter_interrupt = true;
+        if enabled.contains(Ier::ETBEI) && self.transmitter.fifo.is_empty() {
+            self.transmitter.interrupt = true;
         }
         if enabled.contains(Ier::ERBFI) && self.wants_input() {
             self.tell_feeder();
@@ -335,86 +357,94 @@ impl Serial {
 
     fn write_fcr(&mut self, value: u8) {
         let fcr = Fcr::from_bits_retain(value);
-        let toggled = fcr.contains(Fcr::ENABLE) != self.fcr.contains(Fcr::ENABLE);
+        let toggled = fcr.contains(Fcr::ENABLE) != self.registers.fcr.contains(Fcr::ENABLE);
         if toggled || fcr.contains(Fcr::ENABLE | Fcr::RESET_RECEIVER) {
-            self.received.clear();
-            if self.input_refused {
+            self.receiver.queue.clear();
+            if self.receiver.refused {
                 self.tell_feeder();
             }
         }
         if toggled || fcr.contains(Fcr::ENABLE | Fcr::RESET_TRANSMITTER) {
-            self.transmitter_interrupt |= !self.transmit.is_empty();
-            self.transmit.clear();
-            self.retry.disarm();
+            self.transmitter.interrupt |= !self.transmitter.fifo.is_empty();
+            self.transmitter.fifo.clear();
+            self.transmitter.retry.disarm();
         }
-        self.fcr = fcr.difference(Fcr::RESET_RECEIVER | Fcr::RESET_TRANSMITTER);
+        self.registers.fcr = fcr.difference(Fcr::RESET_RECEIVER | Fcr::RESET_TRANSMITTER);
     }
 
     fn write_mcr(&mut self, value: u8) {
         let wanted_input = self.wants_input();
-        self.mcr = Mcr::from_bits_truncate(value);
-        let inputs = if self.mcr.contains(Mcr::LOOP) {
+        self.registers.mcr = Mcr::from_bits_truncate(value);
+        let inputs = if self.registers.mcr.contains(Mcr::LOOP) {
             let pairs =
                 [(Mcr::RTS, Msr::CTS), (Mcr::DTR, Msr::DSR), (Mcr::OUT1, Msr::RI), (Mcr::OUT2, Msr::DCD)];
-            let looped = pairs.into_iter().filter(|(from, _)| self.mcr.contains(*from));
+            let looped = pairs.into_iter().filter(|(from, _)| self.registers.mcr.contains(*from));
             looped.map(|(_, to)| to).fold(Msr::empty(), Msr::union)
         } else {
             Msr::CONNECTED
         };
-        let before = self.msr;
+        let before = self.registers.msr;
         let changed = before.symmetric_difference(inputs);
-        self.msr = inputs | (before & Msr::DELTAS);
-        self.msr.set(Msr::DCTS, self.msr.contains(Msr::DCTS) || changed.contains(Msr::CTS));
-        self.msr.set(Msr::DDSR, self.msr.contains(Msr::DDSR) || changed.contains(Msr::DSR));
-        self.msr.set(Msr::DDCD, self.msr.contains(Msr::DDCD) || changed.contains(Msr::DCD));
+        self.registers.msr = inputs | (before & Msr::DELTAS);
+        self.registers
+            .msr
+            .set(Msr::DCTS, self.registers.msr.contains(Msr::DCTS) || changed.contains(Msr::CTS));
+        self.registers
+            .msr
+            .set(Msr::DDSR, self.registers.msr.contains(Msr::DDSR) || changed.contains(Msr::DSR));
+        self.registers
+            .msr
+            .set(Msr::DDCD, self.registers.msr.contains(Msr::DDCD) || changed.contains(Msr::DCD));
         let ring_ended = before.contains(Msr::RI) && !inputs.contains(Msr::RI);
-        self.msr.set(Msr::TERI, self.msr.contains(Msr::TERI) || ring_ended);
-        if self.wants_input() && !wanted_input {
+        self.registers.msr.set(Msr::TERI, self.registers.msr.contains(Msr::TERI) || ring_ended);
+        let left_loopback = self.receiver.refused && !self.registers.mcr.contains(Mcr::LOOP);
+        if left_loopback || self.wants_input() && !wanted_input {
             self.tell_feeder();
         }
     }
 
     fn line_status(&self) -> Lsr {
         let mut lsr = Lsr::empty();
-        lsr.set(Lsr::DR, !self.received.is_empty());
-        lsr.set(Lsr::OE, self.overrun);
-        lsr.set(Lsr::BI, self.received.front().is_some_and(|received| received.is_break));
-        lsr.set(Lsr::THRE | Lsr::TEMT, self.transmit.is_empty());
-        let error_waits = || self.received.iter().any(|received| received.is_break);
-        lsr.set(Lsr::FIFO_ERROR, self.fcr.contains(Fcr::ENABLE) && error_waits());
+        lsr.set(Lsr::DR, !self.receiver.queue.is_empty());
+        lsr.set(Lsr::OE, self.receiver.overrun);
+        lsr.set(Lsr::BI, self.receiver.queue.front().is_some_and(|received| received.is_break));
+        lsr.set(Lsr::THRE | Lsr::TEMT, self.transmitter.fifo.is_empty());
+        let error_waits = || self.receiver.queue.iter().any(|received| received.is_break);
+        lsr.set(Lsr::FIFO_ERROR, self.registers.fcr.contains(Fcr::ENABLE) && error_waits());
         lsr
     }
 
     /// Reads the line status, which ends the conditions that it reports.
     fn read_lsr(&mut self) -> u8 {
-        self.send();
+        self.transmitter.send();
         let lsr = self.line_status();
-        self.overrun = false;
-        if let Some(first) = self.received.front_mut() {
+        self.receiver.overrun = false;
+        if let Some(first) = self.receiver.queue.front_mut() {
             first.is_break = false;
         }
         lsr.bits()
     }
 
     fn trigger_level(&self) -> usize {
-        if !self.fcr.contains(Fcr::ENABLE) {
+        if !self.registers.fcr.contains(Fcr::ENABLE) {
             return 1;
         }
-        [1, 4, 8, 14][usize::from(self.fcr.bits() >> 6)]
+        [1, 4, 8, 14][usize::from(self.registers.fcr.bits() >> 6)]
     }
 
     fn reason(&self) -> Reason {
         let errors = self.line_status() & (Lsr::OE | Lsr::BI);
-        if self.ier.contains(Ier::ELSI) && !errors.is_empty() {
+        if self.registers.ier.contains(Ier::ELSI) && !errors.is_empty() {
             Reason::LineStatus
-        } else if self.ier.contains(Ier::ERBFI) && self.received.len() >= self.trigger_level() {
+        } else if self.registers.ier.contains(Ier::ERBFI) && self.receiver.queue.len() >= self.trigger_level()
+        {
             Reason::DataAvailable
-        } else if self.ier.contains(Ier::ERBFI) && !self.received.is_empty() {
+        } else if self.registers.ier.contains(Ier::ERBFI) && !self.receiver.queue.is_empty() {
             // On a line without speed, the four character times of silence have always passed.
             Reason::CharacterTimeout
-        } else if self.ier.contains(Ier::ETBEI) && self.transmitter_interrupt {
+        } else if self.registers.ier.contains(Ier::ETBEI) && self.transmitter.interrupt {
             Reason::TransmitterEmpty
-        } else if self.ier.contains(Ier::EDSSI) && self.msr.intersects(Msr::DELTAS) {
+        } else if self.registers.ier.contains(Ier::EDSSI) && self.registers.msr.intersects(Msr::DELTAS) {
             Reason::ModemStatus
         } else {
             Reason::None
@@ -424,20 +454,20 @@ impl Serial {
     fn read_iir(&mut self) -> u8 {
         let reason = self.reason();
         if reason == Reason::TransmitterEmpty {
-            self.transmitter_interrupt = false;
+            self.transmitter.interrupt = false;
         }
-        reason as u8 | if self.fcr.contains(Fcr::ENABLE) { IIR_FIFOS } else { 0 }
+        reason as u8 | if self.registers.fcr.contains(Fcr::ENABLE) { IIR_FIFOS } else { 0 }
     }
 
     fn read_msr(&mut self) -> u8 {
-        let msr = self.msr;
-        self.msr.remove(Msr::DELTAS);
+        let msr = self.registers.msr;
+        self.registers.msr.remove(Msr::DELTAS);
         msr.bits()
     }
 
     fn update_irq(&mut self) {
         // In loopback the OUT2 pin is inactive, and with it the gate of the interrupt.
-        let gate = self.mcr.contains(Mcr::OUT2) && !self.mcr.contains(Mcr::LOOP);
+        let gate = self.registers.mcr.contains(Mcr::OUT2) && !self.registers.mcr.contains(Mcr::LOOP);
         let asserted = gate && self.reason() != Reason::None;
         if asserted != self.asserted {
             self.asserted = asserted;
@@ -449,16 +479,16 @@ impl Serial {
 impl ByteDevice for Serial {
     fn read_register(&mut self, offset: u64) -> u8 {
         let value = match offset {
-            0 if self.divisor_latch() => self.divisor[0],
-            1 if self.divisor_latch() => self.divisor[1],
+            0 if self.divisor_latch() => self.registers.divisor[0],
+            1 if self.divisor_latch() => self.registers.divisor[1],
             0 => self.read_receiver(),
-            1 => self.ier.bits(),
+            1 => self.registers.ier.bits(),
             2 => self.read_iir(),
-            3 => self.lcr,
-            4 => self.mcr.bits(),
+            3 => self.registers.lcr,
+            4 => self.registers.mcr.bits(),
             5 => self.read_lsr(),
             6 => self.read_msr(),
-            7 => self.scratch,
+            7 => self.registers.scratch,
             _ => 0xff,
         };
         self.update_irq();
@@ -467,14 +497,14 @@ impl ByteDevice for Serial {
 
     fn write_register(&mut self, offset: u64, value: u8) {
         match offset {
-            0 if self.divisor_latch() => self.divisor[0] = value,
-            1 if self.divisor_latch() => self.divisor[1] = value,
+            0 if self.divisor_latch() => self.registers.divisor[0] = value,
+            1 if self.divisor_latch() => self.registers.divisor[1] = value,
             0 => self.write_transmitter(value),
             1 => self.write_ier(value),
             2 => self.write_fcr(value),
-            3 => self.lcr = value,
+            3 => self.registers.lcr = value,
             4 => self.write_mcr(value),
-            7 => self.scratch = value,
+            7 => self.registers.scratch = value,
             _ => {}
         }
         self.update_irq();

@@ -234,7 +234,7 @@ fn a_flood_without_waiting_stays_bounded() {
     for _ in 0..10_000 {
         bench.write(THR, b'x');
     }
-    assert_eq!(bench.serial.lock().unwrap().transmit.len(), FIFO);
+    assert_eq!(bench.serial.lock().unwrap().transmitter.fifo.len(), FIFO);
     bench.sink.give_room(usize::MAX);
     bench.serial.lock().unwrap().output_ready();
     assert_eq!(bench.sink.text().len(), FIFO);
