@@ -110,6 +110,15 @@ impl MemoryUse {
         }
     }
 
+    /// Whether the instruction raises #GP for the alignment of its operand, which is at `address` (guest-linear). One
+    /// that touches nothing does not.
+    #[inline]
+    pub fn is_misaligned(&self, address: u64, registers: &VectorRegisters) -> bool {
+        self.alignment > 1
+            && address & (u64::from(self.alignment) - 1) != 0
+            && self.touched(registers) & self.all_bytes() != 0
+    }
+
     /// What [`MemoryUse::touched`] gives when every byte of the operand is touched.
     pub fn all_bytes(&self) -> u64 {
         match self.kind {
@@ -332,7 +341,17 @@ fn needs_alignment(instruction: &Instruction) -> bool {
     );
     let any_address = matches!(
         instruction.mnemonic(),
-        Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm | Maskmovdqu
+        Movups
+            | Movupd
+            | Movdqu
+            | Lddqu
+            | Maskmovdqu
+            | Pcmpestri64
+            | Pcmpestrm64
+            | Pcmpestri
+            | Pcmpestrm
+            | Pcmpistri
+            | Pcmpistrm
     );
     let legacy = instruction.code().encoding() == EncodingKind::Legacy;
     let vector = (0..instruction.op_count()).any(|i| instruction.op_register(i).is_xmm())

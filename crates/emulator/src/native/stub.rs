@@ -113,6 +113,10 @@ impl Allocation {
         Some(Self { guest, rsp, gprs, vectors, memory, flags, scratch })
     }
 
+    fn holds_pointer(&self, register: Register) -> bool {
+        [self.gprs, self.vectors, self.memory, self.flags].contains(&register)
+    }
+
     /// The host register that holds a guest register, by number.
     fn host(&self, number: u32) -> Register {
         match self.rsp {
@@ -186,16 +190,28 @@ impl Stub<'_> {
     }
 
     fn load_flags(&mut self) -> Result<(), NoStub> {
+        let from = field(self.at.flags, 0);
         if self.plan.flags_read.is_empty() {
             return Ok(());
-        }
-        let (from, scratch) = (field(self.at.flags, 0), self.at.scratch);
-        let narrow = Register::EAX + scratch.number() as u32;
-        if self.plan.flags_read == x86::Flags::CF {
+        } else if self.plan.flags_read == x86::Flags::CF {
             return self.emit(Instruction::with2(Code::Bt_rm32_imm8, from, 0));
+        } else if self.at.holds_pointer(Register::RAX) {
+            return self.load_flags_by_stack();
         }
-        self.emit(Instruction::with2(Code::Mov_r32_rm32, narrow, from))?;
+        // SAHF does not load OF, but adding 78h to a byte overflows if the byte is 8: OF is bit 3 of the second byte.
+        self.emit(Instruction::with2(Code::Mov_r32_rm32, Register::EAX, from))?;
+        self.emit(Instruction::with2(Code::Xchg_rm8_r8, Register::AL, Register::AH))?;
+        self.emit(Instruction::with2(Code::And_AL_imm8, Register::AL, 8))?;
+        self.emit(Instruction::with2(Code::Add_AL_imm8, Register::AL, 0x78))?;
+        self.emit(Ok(Instruction::with(Code::Sahf)))
+    }
+
+    /// POPF takes ten times as long as SAHF.
+    fn load_flags_by_stack(&mut self) -> Result<(), NoStub> {
+        let scratch = self.at.scratch;
+        let narrow = Register::EAX + scratch.number() as u32;
         let arithmetic = x86::Flags::ARITHMETIC.bits() as u32;
+        self.emit(Instruction::with2(Code::Mov_r32_rm32, narrow, field(self.at.flags, 0)))?;
         self.emit(Instruction::with2(Code::And_rm32_imm32, narrow, arithmetic))?;
         self.emit(Instruction::with1(Code::Push_r64, scratch))?;
         self.emit(Ok(Instruction::with(Code::Popfq)))
@@ -258,14 +274,22 @@ impl Stub<'_> {
         if self.plan.flags_written.is_empty() {
             return Ok(());
         }
-        let (to, scratch) = (field(self.at.flags, 0), self.at.scratch);
-        let narrow = Register::EAX + scratch.number() as u32;
-        let written = self.plan.flags_written.bits() as u32;
-        self.emit(Ok(Instruction::with(Code::Pushfq)))?;
-        self.emit(Instruction::with1(Code::Pop_r64, scratch))?;
+        let (to, written) = (field(self.at.flags, 0), self.plan.flags_written.bits() as u32);
+        let flags = if self.at.holds_pointer(Register::RAX) {
+            self.emit(Ok(Instruction::with(Code::Pushfq)))?;
+            self.emit(Instruction::with1(Code::Pop_r64, self.at.scratch))?;
+            self.at.scratch
+        } else {
+            self.emit(Instruction::with1(Code::Seto_rm8, Register::AL))?;
+            self.emit(Ok(Instruction::with(Code::Lahf)))?;
+            self.emit(Instruction::with2(Code::Xchg_rm8_r8, Register::AL, Register::AH))?;
+            self.emit(Instruction::with2(Code::Shl_rm8_imm8, Register::AH, 3))?;
+            Register::RAX
+        };
+        let narrow = Register::EAX + flags.number() as u32;
         self.emit(Instruction::with2(Code::And_rm32_imm32, narrow, written))?;
         self.emit(Instruction::with2(Code::And_rm64_imm32, to, !(written as i32)))?;
-        self.emit(Instruction::with2(Code::Or_rm64_r64, to, scratch))
+        self.emit(Instruction::with2(Code::Or_rm64_r64, to, flags))
     }
 
     /// Stores the x87 state and leaves the host's units as Rust code expects them.

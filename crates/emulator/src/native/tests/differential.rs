@@ -123,7 +123,7 @@ fn through_stub(
 
 /// The same through the host: whether it raised an exception, and the state after it.
 fn through_host(truth: &mut Truth, instruction: &Instruction, before: &Machine) -> (bool, Machine) {
-    match truth.try_run(instruction, before) {
+    match truth.run(instruction, before) {
         Ok(after) => (false, after),
         Err(fault) => {
             assert_eq!(fault.signal, libc::SIGFPE, "{:?}", instruction.code());
@@ -226,4 +226,46 @@ fn every_listed_encoding_gives_what_the_host_gives() {
     println!("{} failures:", failures.len());
     failures.truncate(400);
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Prints what an instruction costs: `cargo test -p ringside-emulator native_costs -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement"]
+fn native_costs() {
+    let (mut unit, mut random) = (NativeUnit::new().unwrap(), Random::new(3));
+    let mut machine = random_machine(&mut random);
+    machine.vector = VectorRegisters::reset();
+    let cases: &[(&str, &[u8])] = &[
+        ("pxor xmm0, xmm1", &[0x66, 0x0f, 0xef, 0xc1]),
+        ("movdqu xmm0, [rax]", &[0xf3, 0x0f, 0x6f, 0x00]),
+        ("addsd xmm0, xmm1", &[0xf2, 0x0f, 0x58, 0xc1]),
+        ("ucomisd xmm0, xmm1", &[0x66, 0x0f, 0x2e, 0xc1]),
+        ("vpaddd ymm0, ymm1, ymm2", &[0xc5, 0xf5, 0xfe, 0xc2]),
+        ("vpcmpeqb k1, ymm16, [rax]", &[0x62, 0xf1, 0x7d, 0x20, 0x74, 0x08]),
+        ("popcnt rax, rcx", &[0xf3, 0x48, 0x0f, 0xb8, 0xc1]),
+        ("tzcnt eax, ecx", &[0xf3, 0x0f, 0xbc, 0xc1]),
+        ("adcx rax, rcx", &[0x66, 0x48, 0x0f, 0x38, 0xf6, 0xc1]),
+        ("mulx rax, rbx, rcx", &[0xc4, 0xe2, 0xe3, 0xf6, 0xc1]),
+        ("fld1", &[0xd9, 0xe8]),
+        ("fninit", &[0xdb, 0xe3]),
+    ];
+    for (name, bytes) in cases {
+        let instruction = iced_x86::Decoder::new(64, bytes, 0).decode();
+        let Ok(insn) = unit.prepare(&instruction) else { continue };
+        let memory = machine.memory.as_mut_ptr();
+        let start = std::time::Instant::now();
+        const RUNS: u32 = 1_000_000;
+        for _ in 0..RUNS {
+            // SAFETY: none of these needs alignment, and the operand is longer than any.
+            let _ = unsafe {
+                unit.run(&insn, &mut machine.gprs, &mut machine.rflags, &mut machine.vector, memory)
+            };
+        }
+        println!("{name:28} {:.1} ns", start.elapsed().as_nanos() as f64 / f64::from(RUNS));
+        let start = std::time::Instant::now();
+        for _ in 0..RUNS / 10 {
+            std::hint::black_box(unit.prepare(std::hint::black_box(&instruction)).is_ok());
+        }
+        println!("{:28} {:.1} ns", "  prepare", start.elapsed().as_nanos() as f64 / f64::from(RUNS / 10));
+    }
 }

@@ -5,10 +5,16 @@ use iced_x86::{Code, InstructionInfoFactory, OpKind, Register};
 use super::Random;
 use super::differential::{constrain, random_machine};
 use super::samples::{Form, has_form, sample};
-use super::truth::Truth;
+use super::truth::{Machine, Truth};
 use crate::native::allow_list::runs_here;
 use crate::native::memory_use::MemoryUse;
-use crate::native::{MemoryKind, is_listed};
+use crate::native::{Component, MemoryKind, is_listed};
+
+/// Masks all floating-point exceptions.
+fn only_memory_faults(machine: &mut Machine) {
+    machine.vector.init_component(Component::X87);
+    machine.vector.set_mxcsr(0x1f80).unwrap();
+}
 
 #[test]
 fn the_host_faults_on_exactly_the_bytes_that_an_instruction_touches() {
@@ -35,11 +41,12 @@ fn the_host_faults_on_exactly_the_bytes_that_an_instruction_touches() {
                 instruction.set_memory_displacement64(end - inside);
             }
             let mut before = random_machine(&mut random);
+            only_memory_faults(&mut before);
             before.vector.k = std::array::from_fn(|_| random.next() & random.next() & random.next());
             constrain(code.mnemonic(), &mut before, end - inside);
             let touched = usage.touched(&before.vector) & usage.all_bytes();
-            let expected = if usage.kind == MemoryKind::Whole { true } else { touched >> inside != 0 };
-            let faulted = truth.try_run(&instruction, &before).is_err();
+            let expected = usage.kind == MemoryKind::Whole || touched >> inside != 0;
+            let faulted = truth.run(&instruction, &before).is_err();
             *kinds
                 .entry(match usage.kind {
                     MemoryKind::Whole => "whole",
@@ -62,4 +69,30 @@ fn the_host_faults_on_exactly_the_bytes_that_an_instruction_touches() {
     truth.protect_next_page(libc::PROT_READ | libc::PROT_WRITE);
     println!("{kinds:?}");
     assert!(wrong.is_empty(), "{} mnemonics: {:#?}", wrong.len(), wrong);
+}
+
+#[test]
+fn the_host_faults_on_a_misaligned_operand_exactly_where_alignment_is_asked_for() {
+    let (mut truth, mut random) = (Truth::new(), Random::new(4));
+    let mut factory = InstructionInfoFactory::new();
+    let mut wrong = BTreeSet::new();
+    for code in Code::values().filter(|&code| runs_here(code) && has_form(code, Form::Memory)) {
+        for offset in [1, 2, 4, 8, 16, 32] {
+            let (address, rip) = (truth.address() + offset, truth.rip());
+            let Some(instruction) = sample(code, Form::Memory, &mut random, address, rip) else { continue };
+            if !is_listed(&instruction) {
+                continue;
+            }
+            let Some(usage) = MemoryUse::of(&instruction, factory.info(&instruction)) else { continue };
+            let mut before = random_machine(&mut random);
+            only_memory_faults(&mut before);
+            before.memory[offset as usize..][..4].copy_from_slice(&0x1f80u32.to_le_bytes());
+            constrain(code.mnemonic(), &mut before, address);
+            let faulted = truth.run(&instruction, &before).is_err();
+            if faulted != usage.is_misaligned(address, &before.vector) {
+                wrong.insert(format!("{code:?} at {offset}: {}", usage.alignment));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

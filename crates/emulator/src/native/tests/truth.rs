@@ -124,13 +124,8 @@ impl Truth {
         self.data as u64 + NEXT as u64
     }
 
-    /// Runs one instruction, which must not fault.
-    pub fn run(&mut self, instruction: &Instruction, before: &Machine) -> Machine {
-        self.try_run(instruction, before).unwrap_or_else(|fault| panic!("signal {}", fault.signal))
-    }
-
     /// Runs one instruction.
-    pub fn try_run(&mut self, instruction: &Instruction, before: &Machine) -> Result<Machine, Fault> {
+    pub fn run(&mut self, instruction: &Instruction, before: &Machine) -> Result<Machine, Fault> {
         self.put(STATE_IN, &before.vector.to_state().0[..]);
         self.put(STATE_OUT, &[0; XSAVE_AREA_SIZE]);
         self.put(GPRS_IN, &before.gprs.map(u64::to_le_bytes).concat());
