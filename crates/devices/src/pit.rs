@@ -1,7 +1,7 @@
 //! The interval timer: an i8254 as the data sheet "82C54 CHMOS Programmable Interval Timer" has it, with the speaker
 //! port 0x61 that gates its third counter.
 //!
-//! Nothing counts: each [`Counter`] knows the tick at which its count was loaded and computes its value and its output
+//! Nothing counts: each counter knows the tick at which its count was loaded and computes its value and its output
 //! from the time when it is asked. Only counter 0, whose output is IRQ 0, has a timer for the next rising edge.
 //!
 //! ```text

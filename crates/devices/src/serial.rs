@@ -3,7 +3,7 @@
 //! The line has no speed: what the guest sends goes to the [`SerialOutput`] at once, and the transmitter is empty again
 //! before the guest can look, as long as the output takes what it is given. Where it does not, the bytes stay in the
 //! transmit FIFO, the transmitter is not empty, and the guest waits, as it would for a slow line. The device tries again
-//! when the guest asks for the line status, every [`RETRY_NS`], and when it is told to ([`Serial::output_ready`]).
+//! when the guest asks for the line status, every millisecond, and when it is told to ([`Serial::output_ready`]).
 //!
 //! What comes in waits in a bounded queue, so the receiver never overruns but in loopback.
 
