@@ -62,6 +62,36 @@ pub enum LayoutError {
         /// Bytes asked for.
         bytes: u64,
     },
+    /// More than the host could ever give.
+    #[error("{bytes} bytes of memory are too many: the host has {host} bytes of memory and swap")]
+    MoreThanHost {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Bytes that the host has.
+        host: u64,
+    },
+}
+
+/// Refuses more memory than the host has, swap included: such a guest would be killed as soon as it uses it, since
+/// guest memory is mapped without reserving it. Where the host does not tell, nothing is refused.
+///
+/// # Errors
+/// [`LayoutError::MoreThanHost`].
+pub fn check_host(memory_bytes: u64) -> Result<(), LayoutError> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    match host_memory(&meminfo) {
+        Some(host) if memory_bytes > host => Err(LayoutError::MoreThanHost { bytes: memory_bytes, host }),
+        _ => Ok(()),
+    }
+}
+
+/// Bytes of memory and swap by `/proc/meminfo`.
+fn host_memory(meminfo: &str) -> Option<u64> {
+    let kib = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        line.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    kib("MemTotal")?.checked_add(kib("SwapTotal").unwrap_or(0))?.checked_mul(1024)
 }
 
 /// The RAM regions of a machine with `memory_bytes` of RAM, rounded down to whole pages.
@@ -192,6 +222,15 @@ mod tests {
             regions(4096).unwrap_err().to_string(),
             "4096 bytes of memory are too few: a machine needs at least 16 MiB"
         );
+    }
+
+    #[test]
+    fn more_than_the_host_has_is_refused() {
+        assert_eq!(host_memory("MemTotal:  8 kB\nMemFree: 1 kB\nSwapTotal: 2 kB\n"), Some(10 * 1024));
+        assert_eq!(host_memory("MemTotal:  8 kB\n"), Some(8 * 1024));
+        assert_eq!(host_memory("SwapTotal: x"), None);
+        assert!(check_host(MIN_MEMORY).is_ok());
+        assert!(check_host(u64::MAX).is_err());
     }
 
     #[test]

@@ -56,11 +56,13 @@ pub(super) fn ram_end_below_4_gib(memory: &GuestMemory) -> u64 {
     below.map(|r| r.start + r.len).max().unwrap_or(0)
 }
 
-/// Checks that a kernel may lie there: writable RAM, none of the loader's.
+/// Checks that a kernel may lie there: writable RAM below 4 GiB, which is what is mapped at its entry, and none of the
+/// loader's.
 pub(super) fn check_kernel_range(memory: &GuestMemory, range: &Range<u64>) -> Result<(), BootError> {
     let Range { start, end } = *range;
     let fits = |r: guest_memory::Region| {
-        !r.read_only && start >= r.start.max(END) && end <= r.start.saturating_add(r.len)
+        let below = !r.read_only && r.start < layout::MMIO_HOLE.start;
+        below && start >= r.start.max(END) && end <= r.start.saturating_add(r.len)
     };
     if memory.regions().any(fits) && !(start < layout::LOW_RAM_END && end > layout::FACS) {
         return Ok(());

@@ -41,8 +41,8 @@ pub use unpack::MAX_UNPACKED;
 pub enum Protocol {
     /// PVH where the kernel has the note for it, else the Linux 64-bit protocol.
     ///
-    /// The note is the only entry that a kernel documents for its unpacked image; Linux has had it since 4.21 and
-    /// other kernels have no other.
+    /// The note is the one documented way into an unpacked kernel, Linux (since 5.0) or not, and it comes to the same
+    /// for a bzImage and for what was unpacked from it before.
     #[default]
     Auto,
     /// The unpacked kernel at its PVH entry.
