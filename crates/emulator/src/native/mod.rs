@@ -122,6 +122,7 @@ pub struct NativeUnit {
     stubs: HashMap<Instruction, NativeInsn>,
     factory: InstructionInfoFactory,
     generation: u64,
+    host: Host,
 }
 
 /// A stub. Its arguments: general registers, vector registers, memory operand, RFLAGS.
@@ -133,15 +134,16 @@ impl NativeUnit {
     /// # Errors
     /// The host refuses memory files or executable mappings of them.
     pub fn new() -> std::io::Result<Self> {
-        Self::with_code_bytes(CODE_BYTES)
+        Self::with(CODE_BYTES, Host::get())
     }
 
-    fn with_code_bytes(bytes: usize) -> std::io::Result<Self> {
+    fn with(bytes: usize, host: Host) -> std::io::Result<Self> {
         Ok(Self {
             code: CodeMemory::new(bytes)?,
             stubs: HashMap::new(),
             factory: InstructionInfoFactory::new(),
             generation: next_generation(),
+            host,
         })
     }
 
@@ -166,7 +168,7 @@ impl NativeUnit {
         let action = action(&plan);
         let stub = match action {
             Action::Call | Action::CheckedCall => {
-                let code = stub::generate(&plan, Host::get()).map_err(|_| Unsupported)?;
+                let code = stub::generate(&plan, self.host).map_err(|_| Unsupported)?;
                 self.push(&code)?
             }
             _ => 0,

@@ -43,10 +43,10 @@ fn the_host_faults_on_exactly_the_bytes_that_an_instruction_touches() {
             let mut before = random_machine(&mut random);
             only_memory_faults(&mut before);
             before.vector.k = std::array::from_fn(|_| random.next() & random.next() & random.next());
-            constrain(code.mnemonic(), &mut before, end - inside);
+            constrain(code, &mut before, end - inside);
             let touched = usage.touched(&before.vector) & usage.all_bytes();
             let expected = usage.kind == MemoryKind::Whole || touched >> inside != 0;
-            let faulted = truth.run(&instruction, &before).is_err();
+            let faulted = truth.run(&instruction, &before).0.is_some();
             *kinds
                 .entry(match usage.kind {
                     MemoryKind::Whole => "whole",
@@ -87,8 +87,8 @@ fn the_host_faults_on_a_misaligned_operand_exactly_where_alignment_is_asked_for(
             let mut before = random_machine(&mut random);
             only_memory_faults(&mut before);
             before.memory[offset as usize..][..4].copy_from_slice(&0x1f80u32.to_le_bytes());
-            constrain(code.mnemonic(), &mut before, address);
-            let faulted = truth.run(&instruction, &before).is_err();
+            constrain(code, &mut before, address);
+            let faulted = truth.run(&instruction, &before).0.is_some();
             if faulted != usage.is_misaligned(address, &before.vector) {
                 wrong.insert(format!("{code:?} at {offset}: {}", usage.alignment));
             }

@@ -5,6 +5,7 @@ mod differential;
 mod faults;
 mod samples;
 mod truth;
+mod unit;
 
 /// A small generator of pseudo-random numbers (xorshift64*), so that every run tests the same.
 pub struct Random(u64);
