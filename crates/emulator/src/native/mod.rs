@@ -21,6 +21,7 @@ mod stub;
 #[cfg(test)]
 mod tests;
 
+use std::arch::asm;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -262,12 +263,17 @@ impl NativeUnit {
             Action::ZeroUpper => vector.zero_upper(),
             Action::ZeroAll => vector.zero_all(),
             Action::LoadMxcsr => {
-                // SAFETY: the four bytes of the operand are readable.
-                let value = unsafe { memory.cast::<u32>().read_unaligned() };
+                let value: u32;
+                // SAFETY: the four bytes of the operand are readable. Guest memory is read by one instruction.
+                unsafe {
+                    asm!("mov {:e}, [{}]", out(reg) value, in(reg) memory, options(nostack, preserves_flags, readonly));
+                }
                 return vector.set_mxcsr(value).map_err(|_| NativeFault::GeneralProtection);
             }
-            // SAFETY: the four bytes of the operand are writable.
-            Action::StoreMxcsr => unsafe { memory.cast::<u32>().write_unaligned(vector.mxcsr()) },
+            // SAFETY: the four bytes of the operand are writable. Guest memory is written by one instruction.
+            Action::StoreMxcsr => unsafe {
+                asm!("mov [{}], {:e}", in(reg) memory, in(reg) vector.mxcsr(), options(nostack, preserves_flags));
+            },
             Action::Call | Action::CheckedCall
                 if insn.mxcsr != MxcsrUse::None && vector.mxcsr() & MXCSR_MASKS != MXCSR_MASKS =>
             {
