@@ -24,7 +24,7 @@ use super::build::{self, Built};
 use super::{Guest, GuestError, GuestFiles, Progress};
 
 /// Raised when what is in a guest's folder changes its meaning: older ones are then made anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The longest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 1 << 20;
 const MANIFEST: &str = "manifest.json";
@@ -242,6 +242,7 @@ fn make(
     }
     let [kernel, busybox] = get(&download, progress)?;
     let built = build::build(&kernel.file, &busybox.file, &made, progress)?;
+    unpack_kernel(&made, progress)?;
     if !built.missing.is_empty() {
         log::info!("the kernel {} does not have the modules {}", built.release, built.missing.join(", "));
     }
@@ -250,6 +251,19 @@ fn make(
     let text = text.map_err(GuestError::file("write", &made.join(MANIFEST)))?;
     build::write_file(&made.join(MANIFEST), |out| out.write_all(text.as_bytes()))?;
     Ok(made)
+}
+
+/// Unpacks the kernel now, so that no start has to. One that cannot be unpacked still boots by its own stub.
+fn unpack_kernel(made: &Path, progress: &mut dyn Progress) -> Result<(), GuestError> {
+    let path = made.join(BZIMAGE);
+    let packed = fs::read(&path).map_err(GuestError::file("read", &path))?;
+    match vmm::boot::unpack_kernel(&packed) {
+        Ok(unpacked) => build::write_file(&made.join(VMLINUX), |out| out.write_all(&unpacked)),
+        Err(error) => {
+            progress.note(&format!("the kernel stays packed: {error}"));
+            Ok(())
+        }
+    }
 }
 
 fn manifest(guest: &Guest, made: &Path, built: &Built, packages: &[Package]) -> Result<Manifest, GuestError> {
@@ -330,4 +344,165 @@ fn sha256(path: &Path) -> std::io::Result<String> {
         hash.update(&buffer[..len]);
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::catalog::GUESTS;
+    use super::super::testing::packages_in;
+    use super::super::{Silent, catalog};
+    use super::*;
+
+    const DEBIAN: &Guest = &GUESTS[0];
+
+    fn fetched(cache: &Cache) -> Result<GuestFiles, GuestError> {
+        cache.fetch_with(DEBIAN, &mut Silent, |folder, _| Ok(packages_in(folder)))
+    }
+
+    fn must_not_fetch(_: &Path, _: &mut dyn Progress) -> Result<[Package; 2], GuestError> {
+        panic!("it was there already")
+    }
+
+    #[test]
+    fn a_guest_is_made_once_and_found_afterwards() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path().join("deep/er"));
+        assert_eq!(cache.load(DEBIAN).unwrap(), None);
+        let files = fetched(&cache).unwrap();
+        assert_eq!(files.version, "6.1.1-2");
+        assert_eq!(files.kernel, files.bzimage, "what is no bzImage cannot be unpacked");
+        assert!(files.initrd.ends_with("guests/debian/initramfs.cpio"));
+        assert_eq!(cache.fetch_with(DEBIAN, &mut Silent, must_not_fetch).unwrap(), files);
+        let manifest = read_manifest(&folder.path().join("deep/er/guests/debian/manifest.json")).unwrap();
+        assert_eq!(manifest.modules, ["failover", "v", "virtio_net"]);
+        assert_eq!(manifest.builtin, ["ext4"]);
+        assert!(manifest.missing.contains(&"e1000".to_owned()));
+        let initramfs = fs::read(&files.initrd).unwrap();
+        let has = |text: &str| initramfs.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(has("kernel/net/virtio_net.ko: kernel/v/v.ko kernel/a/failover.ko\n"));
+        assert!(cache.bytes(DEBIAN) > 0 && cache.load(&GUESTS[1]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_changed_file_is_damage_and_is_fetched_again_but_a_copy_is_as_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let files = fetched(&cache).unwrap();
+        let write = |bytes: &[u8]| fs::write(&files.bzimage, bytes).unwrap();
+        write(b"no real kernel");
+        assert!(cache.load(DEBIAN).unwrap().is_some(), "the same bytes at another time");
+        for (bytes, reason) in
+            [(&b"no real"[..], "7 bytes instead of 14"), (b"no REAL kernel", "has changed")]
+        {
+            write(bytes);
+            let error = cache.load(DEBIAN).unwrap_err().to_string();
+            assert!(error.contains("is damaged") && error.contains(reason), "{error}");
+            assert_eq!(fetched(&cache).unwrap(), files);
+        }
+        fs::remove_file(&files.initrd).unwrap();
+        assert!(cache.load(DEBIAN).is_err());
+    }
+
+    #[test]
+    fn a_manifest_that_is_broken_or_names_other_files_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        fetched(&cache).unwrap();
+        let path = folder.path().join("guests/debian").join(MANIFEST);
+        let good = fs::read_to_string(&path).unwrap();
+        for bad in [
+            String::new(),
+            good[..good.len() / 2].to_owned(),
+            good.replace(INITRAMFS, "../../../etc/passwd"),
+            good.replace("\"guest\": \"debian\"", "\"guest\": \"other\""),
+        ] {
+            fs::write(&path, &bad).unwrap();
+            assert!(matches!(cache.load(DEBIAN), Err(GuestError::Damaged { .. })), "{bad}");
+        }
+        fs::write(&path, good.replace(&format!("\"format\": {FORMAT}"), "\"format\": 0")).unwrap();
+        assert_eq!(cache.load(DEBIAN).unwrap(), None, "an older Ringside's");
+    }
+
+    #[test]
+    fn what_an_interrupted_fetch_left_is_swept_and_a_failed_one_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let stale = folder.path().join("guests/.debian.Xy12");
+        fs::create_dir_all(stale.join("apt")).unwrap();
+        fs::write(stale.join("apt/half"), b"half").unwrap();
+        let failed = cache.fetch_with(DEBIAN, &mut Silent, |folder, _| {
+            let [mut kernel, busybox] = packages_in(folder);
+            fs::File::options().write(true).open(&kernel.file).unwrap().set_len(kernel.size / 2).unwrap();
+            kernel.size /= 2;
+            Ok([kernel, busybox])
+        });
+        assert!(failed.unwrap_err().to_string().contains("cut short"));
+        let left: Vec<_> = fs::read_dir(folder.path().join("guests")).unwrap().flatten().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert_eq!(left[0].file_name(), ".lock");
+    }
+
+    #[test]
+    fn a_removed_guest_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        assert!(!cache.remove(DEBIAN).unwrap());
+        fetched(&cache).unwrap();
+        assert!(cache.remove(DEBIAN).unwrap());
+        assert_eq!((cache.load(DEBIAN).unwrap(), cache.bytes(DEBIAN)), (None, 0));
+    }
+
+    #[test]
+    fn two_starts_at_once_fetch_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let count = std::sync::atomic::AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let get = |folder: &Path, _: &mut dyn Progress| {
+                        count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        std::thread::sleep(std::time::Duration::from_millis(30));
+                        Ok(packages_in(folder))
+                    };
+                    cache.fetch_with(DEBIAN, &mut Silent, get).unwrap();
+                });
+            }
+        });
+        assert_eq!(count.into_inner(), 1);
+    }
+
+    #[test]
+    fn a_cache_folder_that_cannot_be_written_is_a_clear_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let error = fetched(&Cache::at(&file)).unwrap_err().to_string();
+        assert!(error.contains("cannot create the cache folder") && error.contains("file/guests"), "{error}");
+        // Permissions do not bind root.
+        if !rustix::process::geteuid().is_root() {
+            fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o500)).unwrap();
+            let error = fetched(&Cache::at(folder.path())).unwrap_err().to_string();
+            assert!(error.contains("Permission denied"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_package_without_a_kernel_or_a_busybox_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let swapped = cache.fetch_with(DEBIAN, &mut Silent, |folder, _| {
+            let [kernel, busybox] = packages_in(folder);
+            Ok([busybox, kernel])
+        });
+        assert!(swapped.unwrap_err().to_string().contains("no busybox"));
+        let twice = cache.fetch_with(DEBIAN, &mut Silent, |folder, _| {
+            let [_, busybox] = packages_in(folder);
+            Ok([busybox.clone(), busybox])
+        });
+        assert!(twice.unwrap_err().to_string().contains("no kernel"));
+        assert!(catalog::find("debian").is_ok());
+    }
 }

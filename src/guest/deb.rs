@@ -78,10 +78,11 @@ fn walk(file: File, visit: &mut dyn FnMut(&mut PackagedFile<'_>) -> io::Result<W
         let size = entry.size();
         let mut file = PackagedFile { path, size, reader: &mut entry };
         if visit(&mut file)? == Walk::Stop {
-            break;
+            return Ok(());
         }
     }
-    Ok(())
+    // Past the archive's end stands the compression's checksum.
+    io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop)
 }
 
 /// The path below the package's root; an error for one that leaves it.
@@ -193,7 +194,7 @@ mod tests {
             let end = if ending.is_empty() { deb.len() - 1024 } else { deb.len() - 1 };
             for len in (0..end).step_by(997).chain([7, 8, 60, 67, 68, end - 1]) {
                 let result = files_of(&deb[..len.min(end)]);
-                assert!(result.is_err(), "{ending} cut to {len} of {}: {result:?}", deb.len());
+                assert!(result.is_err(), "{ending} cut to {len} of {}", deb.len());
             }
         }
     }

@@ -51,6 +51,8 @@ fi
 [ -z "$LINES$COLUMNS" ] || stty rows "${LINES:-24}" cols "${COLUMNS:-80}"
 unset LINES COLUMNS
 cd /root
-export PS1='\u@\h:\w\$ '
+export PS1='root@\h:\w# '
+# Whoever is no terminal gets no line editor, which would ask it for the cursor's place, and no echo of its input.
+[ "$TERM" != dumb ] || stty -echo
 setsid -c sh < /dev/console > /dev/console 2>&1
 exec poweroff -f

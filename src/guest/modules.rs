@@ -309,7 +309,7 @@ mod tests {
     fn modprobes_files_name_paths_and_aliases() {
         let modules = BTreeMap::from([info("a", &["b", "c"]), info("b", &["c"]), info("c", &[])]);
         let mut order: Vec<_> =
-            modules.values().map(|info| (format!("kernel/{}.ko", info.name), info)).collect();
+            modules.values().rev().map(|info| (format!("kernel/{}.ko", info.name), info)).collect();
         let text = dep_file(&order);
         assert!(text.contains("kernel/a.ko: kernel/b.ko kernel/c.ko\n"), "{text}");
         assert!(text.contains("kernel/c.ko:\n"), "{text}");

@@ -64,3 +64,30 @@ pub fn module_of(entries: &[&str]) -> Vec<u8> {
     file.append_section_data(section, &data, 1);
     file.write().unwrap()
 }
+
+/// The packages of a guest with three modules, of which one is needed by another that stands before it: a kernel that is
+/// none, and a busybox that is none.
+pub fn packages_in(folder: &std::path::Path) -> [super::apt::Package; 2] {
+    let module = |entries: &[&str]| module_of(entries);
+    let below = |path: &str| format!("./lib/modules/6.1.0-1-amd64/{path}");
+    let (failover, net, ring) =
+        (below("kernel/a/failover.ko"), below("kernel/net/virtio_net.ko"), below("kernel/v/v.ko.zst"));
+    let ring_data = zstd::encode_all(module(&["depends="]).as_slice(), 1).unwrap();
+    let kernel = deb_of(
+        ".xz",
+        &[
+            ("./boot/vmlinuz-6.1.0-1-amd64", b"no real kernel"),
+            (failover.as_str(), &module(&["depends="])),
+            (net.as_str(), &module(&["alias=virtio:d00000001v*", "depends=failover,v"])),
+            (ring.as_str(), &ring_data),
+            (below("modules.builtin").as_str(), b"kernel/fs/ext4/ext4.ko\n"),
+        ],
+    );
+    let busybox = deb_of(".gz", &[("./usr/bin/busybox", b"\x7fELF and so on")]);
+    [("linux-image-1", kernel), ("busybox-static", busybox)].map(|(name, deb)| {
+        let file = folder.join(format!("{name}_1_amd64.deb"));
+        std::fs::write(&file, &deb).unwrap();
+        let (name, version) = (name.to_owned(), "6.1.1-2".to_owned());
+        super::apt::Package { name, version, size: deb.len() as u64, sha256: "ab".to_owned(), file }
+    })
+}
