@@ -48,7 +48,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
         }
         log::info!("{}; starting again", summary.outcome);
     };
-    tell(&summary, args);
+    tell(&summary, args, terminal);
     report_exits(&summary, &reports, json)?;
     if args.stats {
         terminal::say(&stats::table(&summary, started));
@@ -140,7 +140,9 @@ fn lines(args: &RunArgs, input: &Input) -> Vec<SerialLine> {
 }
 
 /// Says how the run ended, where that is not what one expects.
-fn tell(summary: &Summary, args: &RunArgs) {
+fn tell(summary: &Summary, args: &RunArgs, terminal: bool) {
+    // The guest may have left the cursor within a line.
+    let begin = if terminal { "\n" } else { "" };
     match &summary.outcome {
         Outcome::PowerOff if args.exec.is_none() => {}
         Outcome::PowerOff => {
@@ -148,7 +150,7 @@ fn tell(summary: &Summary, args: &RunArgs) {
         }
         Outcome::DebugExit(value) if args.exec.is_some() && *value <= 0xff => {}
         Outcome::Stopped(StopReason::OutputClosed) => {}
-        outcome => terminal::say(&format!("ringside: {outcome}\n")),
+        outcome => terminal::say(&format!("{begin}ringside: {outcome}\n")),
     }
 }
 

@@ -2,35 +2,35 @@
 
 use std::time::{Duration, Instant};
 
-use vmm::Summary;
+use vmm::{Summary, VcpuSummary};
 
 use crate::size;
 
 /// The table for stderr. `started` is when the process began.
 pub fn table(summary: &Summary, started: Instant) -> String {
-    let mut lines = vec![
-        format!("engine              {}", summary.engine),
-        format!("wall time           {}", seconds(started.elapsed())),
+    let mut rows = vec![
+        ("engine".to_owned(), summary.engine.to_owned()),
+        ("wall time".to_owned(), seconds(started.elapsed())),
     ];
     if let Some(first) = summary.first_instruction {
-        lines.push(format!("to the first instruction  {}", seconds(first.duration_since(started))));
+        rows.push(("before the first instruction".to_owned(), seconds(first.duration_since(started))));
     }
     for vcpu in &summary.vcpus {
-        let busy = summary.elapsed.saturating_sub(vcpu.idle);
-        let idle = seconds(vcpu.idle);
-        lines.push(match vcpu.instructions {
-            Some(count) => format!(
-                "vCPU {:<3}            {count} instructions, {:.1} million/s while busy; idle {idle}",
-                vcpu.id,
-                rate(count, busy),
-            ),
-            None => format!("vCPU {:<3}            busy {}, idle {idle}", vcpu.id, seconds(busy)),
-        });
+        rows.push((format!("vCPU {}", vcpu.id), work(vcpu, summary.elapsed)));
     }
     if let Some(bytes) = peak_memory() {
-        lines.push(format!("peak memory         {}", size::display(bytes)));
+        rows.push(("peak memory".to_owned(), size::display(bytes)));
     }
-    lines.iter().map(|line| format!("{line}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:<30}{value}\n")).collect()
+}
+
+fn work(vcpu: &VcpuSummary, elapsed: Duration) -> String {
+    let busy = elapsed.saturating_sub(vcpu.idle);
+    let times = format!("busy {}, idle {}", seconds(busy), seconds(vcpu.idle));
+    match vcpu.instructions {
+        Some(count) => format!("{count} instructions, {:.1} million/s; {times}", rate(count, busy)),
+        None => times,
+    }
 }
 
 /// Million a second.

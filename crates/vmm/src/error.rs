@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use crate::acpi_tables::AcpiError;
 use crate::boot::{BootError, FileError};
 use crate::config::ConfigError;
@@ -18,8 +20,13 @@ pub enum BuildError {
     #[error(transparent)]
     File(#[from] FileError),
     /// A kernel or an initrd that cannot be booted.
-    #[error(transparent)]
-    Boot(#[from] BootError),
+    #[error("cannot boot {}: {source}", kernel.display())]
+    Boot {
+        /// The kernel.
+        kernel: PathBuf,
+        /// What is wrong with it.
+        source: BootError,
+    },
     /// Two devices at one address: a defect, or a debug-exit port where a device is.
     #[error(transparent)]
     Bus(#[from] devices::bus::BusError),

@@ -214,7 +214,9 @@ fn load(config: &MachineConfig, memory: &GuestMemory) -> Result<VcpuState, Build
         protocol: config.boot.protocol,
         seed: seed(),
     };
-    let loaded = boot::load(memory, &payload, tables.rsdp)?;
+    let kernel = config.boot.kernel.clone();
+    let loaded =
+        boot::load(memory, &payload, tables.rsdp).map_err(|source| BuildError::Boot { kernel, source })?;
     log::debug!(
         "{} at {:#x?}, entered at {:#x} by the {} protocol",
         config.boot.kernel.display(),

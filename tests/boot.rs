@@ -1,0 +1,186 @@
+//! Debian boots on the software CPU: what runs in it gives the host's results.
+//!
+//! The default guest is fetched where it is missing.
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use common::{finish, ringside, run_within, stderr};
+use sha2::{Digest, Sha256};
+
+/// A guest that hangs; one that works takes a tenth of it.
+const LIMIT: Duration = Duration::from_secs(300);
+
+fn machine(arguments: &[&str]) -> Command {
+    let mut command = ringside();
+    command.args(["run", "--engine", "soft"]).args(arguments);
+    command
+}
+
+/// Runs a command in the guest.
+fn exec(cpus: &str, command: &str) -> Output {
+    run_within(&mut machine(&["--cpus", cpus, "--exec", command]), LIMIT)
+}
+
+/// What the command writes; it has to succeed.
+fn output_of(command: &str) -> String {
+    let output = exec("1", command);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn boots_with(cpus: &str) {
+    let output = exec(cpus, "nproc; uname -sm; exit 3");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, format!("{cpus}\nLinux x86_64\n"), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn debian_boots_with_1_vcpu() {
+    boots_with("1");
+}
+
+#[test]
+fn debian_boots_with_2_vcpus() {
+    boots_with("2");
+}
+
+#[test]
+fn debian_boots_with_4_vcpus() {
+    boots_with("4");
+}
+
+#[test]
+fn a_commands_output_errors_and_status_come_through_apart() {
+    let output = exec("1", "echo out; echo error >&2; exit 7");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");
+    assert_eq!(stderr(&output), "error\n");
+    assert_eq!(output.status.code(), Some(7));
+}
+
+#[test]
+fn binary_output_arrives_as_it_was_written() {
+    let output = exec("1", "head -c 100000 /bin/busybox; head -c 100000 /bin/busybox | sha256sum >&2");
+    assert_eq!(output.stdout.len(), 100_000);
+    assert!(stderr(&output).starts_with(&hex(&Sha256::digest(&output.stdout))), "{}", stderr(&output));
+}
+
+#[test]
+fn gzip_and_sha256_give_the_hosts_results() {
+    let text: String = (1..=30_000).map(|number| format!("{number}\n")).collect();
+    let output = output_of("seq 1 30000 | gzip | gunzip | sha256sum; seq 1 30000 | sha256sum");
+    let expected = hex(&Sha256::digest(text));
+    let digests: Vec<_> = output.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(digests, [expected.as_str(), expected.as_str()]);
+}
+
+#[test]
+fn awk_computes_as_the_host_does() {
+    let program = "BEGIN { for (i = 1; i <= 2000; i++) { s += sqrt(i) * sin(i) / exp(i / 500); p = (p * 31 + i) % 1000003 } printf \"%.9f %d\\n\", s, p }";
+    let (mut sum, mut product) = (0.0f64, 0u64);
+    for i in 1..=2000u64 {
+        let x = i as f64;
+        sum += x.sqrt() * x.sin() / (x / 500.0).exp();
+        product = (product * 31 + i) % 1_000_003;
+    }
+    assert_eq!(output_of(&format!("awk '{program}'")), format!("{sum:.9} {product}\n"));
+}
+
+#[test]
+fn shell_scripts_loop_branch_and_fork() {
+    let script = "f() { [ $1 -lt 2 ] && echo $1 || echo $(($(f $(($1 - 1))) + $(f $(($1 - 2))))); }; f 9; \
+                  for i in 3 1 2; do echo $i; done | sort | tr '\\n' ,; (exit 5) || echo status $?";
+    assert_eq!(output_of(script), "34\n1,2,3,status 5\n");
+}
+
+/// Types `script` at the guest's shell through a pipe.
+fn shell(script: &[u8]) -> Output {
+    let mut child = machine(&["--exits", "off"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ringside starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    let script = script.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&script));
+    let output = finish(child, LIMIT);
+    writer.join().expect("no panic").expect("all is read");
+    output
+}
+
+#[test]
+fn the_end_of_a_script_on_stdin_powers_off() {
+    for script in ["echo sum=$((6 * 7))\n", "echo sum=$((6 * 7))"] {
+        let output = shell(script.as_bytes());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("sum=42"), "{text}");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_long_script_on_stdin_loses_nothing() {
+    let mut script = String::from("n=0\n");
+    for _ in 0..2_000 {
+        script.push_str("n=$((n + 1))\n");
+    }
+    script.push_str("echo total=$n\n");
+    let output = shell(script.as_bytes());
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("total=2000"), "{}", &text[text.len().saturating_sub(2000)..]);
+}
+
+#[test]
+fn a_guest_that_ends_before_its_command_does_is_told_apart_from_success() {
+    let output = exec("1", "poweroff -f; sleep 100");
+    assert_eq!(output.status.code(), Some(246), "{}", stderr(&output));
+    let output = exec("1", "reboot -f; sleep 100");
+    assert_eq!(output.status.code(), Some(242), "{}", stderr(&output));
+}
+
+#[test]
+fn a_kernel_panic_is_a_reset_and_its_message_is_on_the_console() {
+    let output = shell(b"echo c > /proc/sysrq-trigger\n");
+    assert_eq!(output.status.code(), Some(242), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("Kernel panic"), "{text}");
+}
+
+#[test]
+fn the_ledger_counts_the_boots_exits_by_reason_and_register() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("exits.json");
+    let exits = format!("json={}", file.display());
+    let output = run_within(&mut machine(&["--exits", &exits, "--exec", "true"]), LIMIT);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let text = std::fs::read_to_string(&file).expect("the report");
+    let report = exits::Report::from_json(&text).expect("a report");
+    for (reason, at) in
+        [("IO_INSTRUCTION", "serial0 "), ("CPUID", "leaf "), ("HLT", ""), ("MSR_WRITE", "IA32_")]
+    {
+        let found = report.reasons.iter().find(|found| found.reason == reason);
+        let found = found.unwrap_or_else(|| panic!("no {reason} in {text}"));
+        assert!(found.times.count > 0 && found.details.iter().any(|d| d.name.contains(at)) || at.is_empty());
+    }
+}
+
+#[test]
+fn a_start_with_the_guest_at_hand_begins_booting_within_a_third_of_a_second() {
+    exec("1", "true");
+    let output = run_within(&mut machine(&["--stats", "--exec", "true"]), LIMIT);
+    let text = stderr(&output);
+    let line = text.lines().find(|line| line.starts_with("before the first instruction"));
+    let seconds: f64 = line
+        .and_then(|line| line.split_whitespace().nth(4)?.parse().ok())
+        .unwrap_or_else(|| panic!("no such line in {text}"));
+    assert!(seconds < 0.3, "{seconds} s");
+}

@@ -1,0 +1,137 @@
+//! The command on a terminal: raw while the guest runs, its keys, and put back however the run ends.
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use common::{KernelFile, ringside};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, OutputModes, tcgetattr};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// `ringside` on a terminal of its own, with a guest that does nothing.
+struct Session {
+    child: Child,
+    keyboard: File,
+    screen: Receiver<Vec<u8>>,
+    seen: Vec<u8>,
+    program: OwnedFd,
+    _kernel: KernelFile,
+}
+
+impl Session {
+    fn start() -> Self {
+        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&user).unwrap();
+        unlockpt(&user).unwrap();
+        let name = ptsname(&user, Vec::new()).unwrap();
+        let program = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let kernel = KernelFile::with_code(b"\xfa\xeb\xfe");
+        let end = || Stdio::from(program.try_clone().unwrap());
+        let mut command = ringside();
+        command.args(["--engine", "soft", "--memory", "32M", "--kernel"]).arg(kernel.path());
+        let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
+        let keyboard = File::from(user.try_clone().unwrap());
+        let (send, screen) = channel();
+        std::thread::spawn(move || {
+            let (mut user, mut buffer) = (File::from(user), [0; 4096]);
+            while let Ok(count) = user.read(&mut buffer) {
+                if count == 0 || send.send(buffer[..count].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        let session = Self { child, keyboard, screen, seen: Vec::new(), program, _kernel: kernel };
+        session.wait_until_raw();
+        session
+    }
+
+    fn is_raw(&self) -> bool {
+        let modes = tcgetattr(&self.program).unwrap();
+        !modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+            && !modes.output_modes.contains(OutputModes::OPOST)
+    }
+
+    fn wait_until_raw(&self) {
+        let limit = Instant::now() + LIMIT;
+        while !self.is_raw() {
+            assert!(Instant::now() < limit, "the terminal never became raw");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    fn press(&mut self, keys: &[u8]) {
+        self.keyboard.write_all(keys).unwrap();
+    }
+
+    fn see(&mut self, text: &str) {
+        let limit = Instant::now() + LIMIT;
+        while !String::from_utf8_lossy(&self.seen).contains(text) {
+            let left = limit.saturating_duration_since(Instant::now());
+            let more = self.screen.recv_timeout(left);
+            let seen = String::from_utf8_lossy(&self.seen).into_owned();
+            self.seen.extend(more.unwrap_or_else(|_| panic!("no {text:?} in {seen:?}")));
+        }
+    }
+
+    fn end(mut self) -> Option<i32> {
+        let status = self.child.wait().unwrap();
+        assert!(!self.is_raw(), "the terminal is left raw");
+        status.code()
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+}
+
+#[test]
+fn ctrl_a_h_lists_the_keys_and_ctrl_a_x_quits() {
+    let mut session = Session::start();
+    session.press(b"\x01h");
+    session.see("Ctrl-A x   end the run\r\n");
+    session.press(b"\x01");
+    session.press(b"x");
+    session.see("ended by the user");
+    assert_eq!(session.end(), Some(244));
+}
+
+#[test]
+fn ctrl_c_is_the_guests() {
+    let mut session = Session::start();
+    session.press(b"\x03");
+    session.press(b"\x01h");
+    session.see("Ctrl-A h");
+    session.press(b"\x01x");
+    assert_eq!(session.end(), Some(244));
+}
+
+#[test]
+fn signals_restore_the_terminal() {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
+        let session = Session::start();
+        kill_process(session.pid(), signal).unwrap();
+        assert_eq!(session.end(), Some(status));
+    }
+}
+
+#[test]
+fn after_a_stop_and_a_continue_the_terminal_is_raw_again() {
+    let mut session = Session::start();
+    kill_process(session.pid(), Signal::STOP).unwrap();
+    let mut cooked = tcgetattr(&session.program).unwrap();
+    cooked.local_modes |= LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG;
+    rustix::termios::tcsetattr(&session.program, rustix::termios::OptionalActions::Now, &cooked).unwrap();
+    kill_process(session.pid(), Signal::CONT).unwrap();
+    session.wait_until_raw();
+    session.press(b"\x01x");
+    assert_eq!(session.end(), Some(244));
+}
