@@ -8,11 +8,11 @@ mod hypercall;
 mod time;
 
 pub use cache::{invd, invlpg, invpcid, wbinvd, xgetbv, xsetbv};
-pub(crate) use debug::{DR6_RESET, DR7_GENERAL_DETECT};
+pub(crate) use debug::DR7_GENERAL_DETECT;
 pub use debug::{mov_from_dr, mov_to_dr};
 pub use flags::{clac, cli, hlt, pause, popf, pushf, stac, sti};
 pub use hypercall::vmcall;
-pub use time::{cpuid, rdpid, rdpmc, rdtsc, rdtscp};
+pub use time::{rdpid, rdpmc, rdtsc, rdtscp};
 use x86::descriptor::Attributes;
 use x86::paging::Entry;
 use x86::{Cr0, Cr4, Efer, SegmentRegister};
@@ -201,3 +201,6 @@ impl Cpu {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -263,3 +263,113 @@ pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     cpu.rip = rip;
     Err(Stop::EndBlock)
 }
+
+#[cfg(test)]
+mod tests {
+    use x86::Exception;
+
+    use super::*;
+    use crate::testing::*;
+
+    /// A 64-bit call gate at [`FREE`] for CPL 3.
+    fn set_call_gate(cpu: &Cpu, selector: u16, offset: u64) {
+        let low = offset & 0xffff | u64::from(selector) << 16 | 0xec << 40 | (offset >> 16 & 0xffff) << 48;
+        put(cpu, GDT + u64::from(FREE), low);
+        put(cpu, GDT + u64::from(FREE) + 8, offset >> 32);
+    }
+
+    /// CALL FAR [RAX] with an offset of `size` bytes in memory.
+    fn call_through(cpu: &mut Cpu, selector: u16, offset: u64) -> Result<(), Exception> {
+        put(cpu, 0x5000, offset as u32);
+        put(cpu, 0x5004, selector);
+        cpu.registers.set(0, 0x5000);
+        run(cpu, &[0xff, 0x18])
+    }
+
+    #[test]
+    fn a_far_jump_changes_between_64_bit_and_compatibility_mode() {
+        let mut cpu = long();
+        put(&cpu, 0x5000, 0x1234u32);
+        put(&cpu, 0x5004, KERNEL_CODE32);
+        cpu.registers.set(0, 0x5000);
+        run(&mut cpu, &[0xff, 0x28]).unwrap();
+        assert_eq!((cpu.rip, cpu.mode.code_size(), cpu.is_long()), (0x1234, 32, true));
+        run(&mut cpu, &[0xea, 0x00, 0x20, 0, 0, KERNEL_CODE64 as u8, 0]).unwrap();
+        assert_eq!((cpu.rip, cpu.mode.code_size()), (0x2000, 64));
+    }
+
+    #[test]
+    fn a_far_call_and_return_come_back() {
+        let mut cpu = long();
+        call_through(&mut cpu, KERNEL_CODE64, 0x2000).unwrap();
+        assert_eq!((cpu.rip, cpu.registers.get(4)), (0x2000, STACK - 8));
+        run(&mut cpu, &[0xcb]).unwrap();
+        assert_eq!((cpu.rip, cpu.registers.get(4)), (CODE + 2, STACK));
+    }
+
+    #[test]
+    fn a_call_gate_leads_to_the_kernel_and_its_stack_and_back() {
+        let mut cpu = long();
+        to_user(&mut cpu);
+        set_call_gate(&cpu, KERNEL_CODE64, 0x10_2000);
+        call_through(&mut cpu, FREE | 3, 0).unwrap();
+        assert_eq!((cpu.rip, cpu.cpl(), cpu.registers.get(4)), (0x10_2000, 0, KERNEL_STACK - 32));
+        assert_eq!(stack::<4>(&cpu, 8), [CODE + 2, USER_CODE64.into(), STACK, USER_DATA.into()]);
+        run(&mut cpu, &[0x48, 0xcb]).unwrap();
+        assert_eq!((cpu.rip, cpu.cpl(), cpu.registers.get(4)), (CODE + 2, 3, STACK));
+    }
+
+    #[test]
+    fn a_32_bit_call_gate_copies_parameters() {
+        let mut cpu = protected();
+        to_user(&mut cpu);
+        let gate = 0x2000 | u64::from(KERNEL_CODE32) << 16 | 2 << 32 | 0xec << 40 | 0x10 << 48;
+        put(&cpu, GDT + u64::from(FREE), gate);
+        cpu.push(0x1111u32).unwrap();
+        cpu.push(0x2222u32).unwrap();
+        call_through(&mut cpu, FREE | 3, 0).unwrap();
+        assert_eq!((cpu.rip, cpu.cpl(), cpu.registers.get(4)), (0x10_2000, 0, KERNEL_STACK - 24));
+        let frame = stack::<6>(&cpu, 4);
+        assert_eq!(frame, [CODE + 2, USER_CODE32.into(), 0x2222, 0x1111, STACK - 8, USER_DATA.into()]);
+        run(&mut cpu, &[0xca, 8, 0]).unwrap();
+        assert_eq!((cpu.rip, cpu.cpl(), cpu.registers.get(4)), (CODE + 2, 3, STACK));
+    }
+
+    #[test]
+    fn conforming_code_runs_at_the_callers_privilege() {
+        let mut cpu = long();
+        to_user(&mut cpu);
+        call_through(&mut cpu, CONFORMING, 0x2000).unwrap();
+        assert_eq!((cpu.cpl(), cpu.segment(SegmentRegister::Cs).selector.0), (3, CONFORMING | 3));
+    }
+
+    #[test]
+    fn code_of_another_privilege_is_refused() {
+        let mut cpu = long();
+        let gp = |selector: u16| Err(Exception::gp(u32::from(selector & !3)));
+        assert_eq!(call_through(&mut cpu, USER_CODE64, 0), gp(USER_CODE64));
+        assert_eq!(call_through(&mut cpu, KERNEL_DATA, 0), gp(KERNEL_DATA));
+        assert_eq!(call_through(&mut cpu, 0, 0), gp(0));
+        to_user(&mut cpu);
+        assert_eq!(call_through(&mut cpu, KERNEL_CODE64, 0), gp(KERNEL_CODE64));
+        assert_eq!((cpu.rip, cpu.registers.get(4)), (CODE, STACK));
+    }
+
+    #[test]
+    fn a_return_cannot_go_inwards() {
+        let mut cpu = long();
+        to_user(&mut cpu);
+        cpu.push(u64::from(KERNEL_CODE64)).unwrap();
+        cpu.push(0x2000u64).unwrap();
+        assert_eq!(run(&mut cpu, &[0x48, 0xcb]), Err(Exception::gp(u32::from(KERNEL_CODE64))));
+    }
+
+    #[test]
+    fn real_mode_calls_change_the_base_alone() {
+        let mut cpu = real();
+        run(&mut cpu, &[0x9a, 0x34, 0x12, 0x00, 0x20]).unwrap();
+        assert_eq!((cpu.rip, cpu.segment(SegmentRegister::Cs).base), (0x1234, 0x20000));
+        run(&mut cpu, &[0xcb]).unwrap();
+        assert_eq!((cpu.rip, cpu.segment(SegmentRegister::Cs).base), (0x7c05, 0));
+    }
+}

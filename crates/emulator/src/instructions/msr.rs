@@ -249,12 +249,12 @@ impl Cpu {
         }
     }
 
-    /// IBRS and STIBP are kept; barriers and flushes have nothing to do.
+    /// IBRS, STIBP and SSBD are kept; barriers and flushes have nothing to do.
     fn write_speculation_msr(&mut self, index: u32, value: u64) -> Result<(), MsrFault> {
         match index {
             msr::IA32_SPEC_CTRL => {
                 self.has(feature::SPEC_CTRL)?;
-                self.msrs.spec_ctrl = fits(value, 3)?;
+                self.msrs.spec_ctrl = fits(value, 7)?;
             }
             msr::IA32_PRED_CMD => {
                 self.has(feature::SPEC_CTRL)?;

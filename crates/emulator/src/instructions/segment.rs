@@ -361,3 +361,6 @@ pub fn lgs(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 pub fn lss(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     load_pointer(cpu, insn, SegmentRegister::Ss)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ pub(crate) const DR7_GENERAL_DETECT: u64 = 1 << 13;
 /// DR6.BD: it was for DR7.GD.
 const DR6_ACCESS: u64 = 1 << 13;
 /// DR6 with nothing reported: the bits that always read as ones.
-pub(crate) const DR6_RESET: u64 = 0xffff_0ff0;
+const DR6_RESET: u64 = 0xffff_0ff0;
 /// What may be set in DR6: B0 to B3, BD, BS, BT.
 const DR6_WRITABLE: u64 = 0xe00f;
 /// What always reads as one in DR7, and as zero.

@@ -50,7 +50,7 @@ pub fn popf(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     cpu.discard(u64::from(insn.size));
     let before = cpu.system_flags;
     let writable = cpu.writable_flags(insn.size);
-    cpu.set_rflags(value & !Flags::RF.bits(), writable | Flags::RF);
+    cpu.set_rflags(value, writable);
     // What was masked may be waiting, and a single step runs by itself.
     let stops = Flags::IF | Flags::TF;
     if (cpu.system_flags - before).intersects(stops) { cpu.end_block(insn) } else { Ok(()) }

@@ -1,4 +1,4 @@
-//! What the processor tells of itself: its time and its identity. SDM vol. 2, *RDTSC*, *RDTSCP*, *RDPID*, *CPUID*.
+//! The time-stamp counter, and who reads it. SDM vol. 2, *RDTSC*, *RDTSCP*, *RDPID*, *RDPMC*.
 
 use x86::Cr4;
 
@@ -37,14 +37,4 @@ pub fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 /// RDPMC: there are no performance counters, so every index is a wrong one.
 pub fn rdpmc(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
     Err(cpu.gp0())
-}
-
-/// CPUID: the leaf in EAX, its part in ECX.
-pub fn cpuid(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
-    let (leaf, subleaf) = (cpu.gpr_sized(0, 4) as u32, cpu.gpr_sized(1, 4) as u32);
-    let [eax, ebx, ecx, edx] = cpu.wires.model.cpuid(&cpu.cpuid_context(), leaf, subleaf);
-    for (register, value) in [(0, eax), (3, ebx), (1, ecx), (2, edx)] {
-        cpu.set_gpr_sized(register, 4, u64::from(value));
-    }
-    Ok(())
 }

@@ -51,9 +51,9 @@ impl Cpu {
     }
 }
 
+/// RF stays clear: it would hold back an instruction breakpoint for one instruction, and there are none yet.
 fn writable(cpu: &Cpu, size: u8) -> Flags {
     let mut flags = cpu.writable_flags(size);
-    flags.set(Flags::RF, size > 2);
     flags.set(Flags::VIF | Flags::VIP, size > 2 && cpu.cpl() == 0 && cpu.mode.is_protected());
     flags
 }

@@ -41,11 +41,6 @@ impl Stack {
         Self { segment, pointer: pointer & mask, mask, view: view(cpu, cpl), code }
     }
 
-    /// The pointer as it stands now.
-    pub(crate) fn pointer(&self) -> u64 {
-        self.pointer
-    }
-
     /// Rounds the pointer down to 16 bytes.
     pub(crate) fn align(&mut self) {
         self.pointer &= !0xf;

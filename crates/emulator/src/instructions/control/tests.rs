@@ -1,0 +1,233 @@
+use x86::{Cr0, Cr4, Efer, Exception, Flags, Vector};
+
+use crate::cpu::Cpu;
+use crate::testing::*;
+
+const MOV_CR0_RAX: [u8; 3] = [0x0f, 0x22, 0xc0];
+const MOV_CR3_RAX: [u8; 3] = [0x0f, 0x22, 0xd8];
+const MOV_CR4_RAX: [u8; 3] = [0x0f, 0x22, 0xe0];
+
+fn with_rax(cpu: &mut Cpu, value: u64, bytes: &[u8]) -> Result<(), Exception> {
+    cpu.registers.set(0, value);
+    run(cpu, bytes)
+}
+
+#[test]
+fn cr0_refuses_what_no_processor_has() {
+    let mut cpu = long();
+    let before = cpu.cr0;
+    let bad = [
+        before.bits() | 1 << 32,
+        (before - Cr0::PE).bits(),
+        (before | Cr0::NW).bits(),
+        (before - Cr0::PG).bits(),
+    ];
+    for value in bad {
+        assert_eq!(with_rax(&mut cpu, value, &MOV_CR0_RAX), Err(Exception::gp(0)), "{value:#x}");
+        assert_eq!(cpu.cr0, before);
+    }
+}
+
+#[test]
+fn paging_with_lme_set_starts_long_mode_and_without_it_ends_it() {
+    let mut cpu = protected();
+    let source = long();
+    for page in 0..3 * 512 {
+        put(&cpu, TABLES + 8 * page, get::<u64>(&source, TABLES + 8 * page));
+    }
+    cpu.cr3 = TABLES;
+    cpu.efer = Efer::LME;
+    let paged = (cpu.cr0 | Cr0::PG).bits();
+    assert_eq!(with_rax(&mut cpu, paged, &MOV_CR0_RAX), Err(Exception::gp(0)), "without PAE");
+    with_rax(&mut cpu, Cr4::PAE.bits(), &MOV_CR4_RAX).unwrap();
+    with_rax(&mut cpu, paged, &MOV_CR0_RAX).unwrap();
+    assert!(cpu.is_long() && !cpu.mode.is_64());
+    assert_eq!(with_rax(&mut cpu, 0, &MOV_CR4_RAX), Err(Exception::gp(0)), "PAE holds long mode up");
+    let unpaged = (cpu.cr0 - Cr0::PG).bits();
+    with_rax(&mut cpu, unpaged, &MOV_CR0_RAX).unwrap();
+    assert!(!cpu.is_long() && cpu.efer == Efer::LME);
+}
+
+#[test]
+fn protected_mode_starts_and_ends_by_cr0() {
+    let mut cpu = real();
+    with_rax(&mut cpu, 0x11, &MOV_CR0_RAX).unwrap();
+    assert!(cpu.mode.is_protected());
+    with_rax(&mut cpu, 0x10, &[0x0f, 0x01, 0xf0]).unwrap();
+    assert!(cpu.mode.is_protected(), "LMSW does not clear PE");
+    with_rax(&mut cpu, 0x10, &MOV_CR0_RAX).unwrap();
+    assert!(!cpu.mode.is_protected());
+}
+
+#[test]
+fn cr3_refuses_addresses_beyond_the_physical_ones() {
+    let mut cpu = long();
+    let bits = cpu.wires.model.physical_bits();
+    assert_eq!(with_rax(&mut cpu, TABLES | 1 << bits, &MOV_CR3_RAX), Err(Exception::gp(0)));
+    assert_eq!(with_rax(&mut cpu, TABLES | 1 << 63, &MOV_CR3_RAX), Err(Exception::gp(0)));
+    with_rax(&mut cpu, TABLES, &MOV_CR3_RAX).unwrap();
+}
+
+#[test]
+fn process_contexts_want_long_mode_and_context_zero() {
+    let mut cpu = long();
+    let pcids = (cpu.cr4 | Cr4::PCIDE).bits();
+    cpu.cr3 = TABLES | 5;
+    assert_eq!(with_rax(&mut cpu, pcids, &MOV_CR4_RAX), Err(Exception::gp(0)));
+    cpu.cr3 = TABLES;
+    with_rax(&mut cpu, pcids, &MOV_CR4_RAX).unwrap();
+    with_rax(&mut cpu, TABLES | 5 | 1 << 63, &MOV_CR3_RAX).unwrap();
+    assert_eq!(cpu.cr3, TABLES | 5);
+}
+
+#[test]
+fn cr4_has_no_bits_of_absent_features() {
+    let mut cpu = long();
+    for bit in [Cr4::VMXE, Cr4::SMXE, Cr4::CET, Cr4::LA57, Cr4::PKS] {
+        let value = (cpu.cr4 | bit).bits();
+        assert_eq!(with_rax(&mut cpu, value, &MOV_CR4_RAX), Err(Exception::gp(0)), "{bit:?}");
+    }
+    let value = cpu.cr4.bits() | 1 << 40;
+    assert_eq!(with_rax(&mut cpu, value, &MOV_CR4_RAX), Err(Exception::gp(0)));
+}
+
+#[test]
+fn cr8_is_the_task_priority() {
+    let mut cpu = long();
+    let mov_cr8_rax = [0x44, 0x0f, 0x22, 0xc0];
+    with_rax(&mut cpu, 9, &mov_cr8_rax).unwrap();
+    assert_eq!(cpu.wires.interrupts.task_priority(), 9);
+    run(&mut cpu, &[0x44, 0x0f, 0x20, 0xc1]).unwrap();
+    assert_eq!(cpu.registers.get(1), 9);
+    assert_eq!(with_rax(&mut cpu, 16, &mov_cr8_rax), Err(Exception::gp(0)));
+}
+
+#[test]
+fn control_registers_are_the_kernels() {
+    let mut cpu = long();
+    to_user(&mut cpu);
+    for bytes in [&[0x0f, 0x20, 0xc0][..], &MOV_CR3_RAX, &[0x0f, 0x06], &[0xf4], &[0x0f, 0x30], &[0x0f, 0x21, 0xc0]] {
+        assert_eq!(run(&mut cpu, bytes), Err(Exception::gp(0)), "{bytes:x?}");
+    }
+}
+
+#[test]
+fn debug_registers_keep_their_fixed_bits() {
+    let mut cpu = long();
+    with_rax(&mut cpu, 0, &[0x0f, 0x23, 0xf0]).unwrap();
+    assert_eq!(cpu.debug[4], 0xffff_0ff0);
+    with_rax(&mut cpu, 0xffff_dfff, &[0x0f, 0x23, 0xf8]).unwrap();
+    assert_eq!(cpu.debug[5], 0xffff_07ff);
+    assert_eq!(with_rax(&mut cpu, 1 << 32, &[0x0f, 0x23, 0xf8]), Err(Exception::gp(0)));
+    run(&mut cpu, &[0x0f, 0x21, 0xe8]).unwrap();
+    assert_eq!(cpu.registers.get(0), 0xffff_07ff, "DR5 is DR7");
+    cpu.cr4.insert(Cr4::DE);
+    assert_eq!(run(&mut cpu, &[0x0f, 0x21, 0xe8]), Err(Exception::ud()));
+}
+
+#[test]
+fn general_detect_traps_debug_register_accesses() {
+    let mut cpu = long();
+    set_gate(&cpu, 1, 0, 0);
+    cpu.debug[5] |= super::DR7_GENERAL_DETECT;
+    let fault = run(&mut cpu, &[0x0f, 0x21, 0xc0]).unwrap_err();
+    assert_eq!(fault.vector, Vector::Debug);
+    cpu.deliver(crate::instructions::event::Event::Exception(fault)).unwrap();
+    assert_eq!((cpu.debug[4], cpu.debug[5]), (0xffff_2ff0, 0x400));
+}
+
+#[test]
+fn sti_shadows_one_instruction_where_it_opens_interrupts() {
+    let mut cpu = long();
+    run(&mut cpu, &[0xfb]).unwrap();
+    assert!(cpu.shadow && cpu.system_flags.contains(Flags::IF));
+    cpu.shadow = false;
+    run(&mut cpu, &[0xfb]).unwrap();
+    assert!(!cpu.shadow);
+    run(&mut cpu, &[0xfa]).unwrap();
+    assert!(!cpu.system_flags.contains(Flags::IF));
+    to_user(&mut cpu);
+    assert_eq!(run(&mut cpu, &[0xfb]), Err(Exception::gp(0)));
+}
+
+#[test]
+fn popf_changes_what_the_privilege_allows() {
+    let mut cpu = long();
+    let everything = 0x0024_7fd5u64;
+    cpu.push(everything).unwrap();
+    run(&mut cpu, &[0x9d]).unwrap();
+    assert_eq!(cpu.rflags(), everything | 2);
+    to_user(&mut cpu);
+    cpu.system_flags.remove(Flags::IOPL);
+    cpu.push(2u64).unwrap();
+    run(&mut cpu, &[0x9d]).unwrap();
+    assert_eq!(cpu.rflags(), 0x202, "IF stays");
+}
+
+#[test]
+fn access_control_changes_the_view_of_memory() {
+    let mut cpu = long();
+    cpu.cr4.insert(Cr4::SMAP);
+    cpu.update_paging();
+    let load = [0x8a, 0x04, 0x25, 0, 0x50, 0, 0];
+    assert_eq!(run(&mut cpu, &load).unwrap_err().vector, Vector::PageFault);
+    run(&mut cpu, &[0x0f, 0x01, 0xcb]).unwrap();
+    run(&mut cpu, &load).unwrap();
+    run(&mut cpu, &[0x0f, 0x01, 0xca]).unwrap();
+    assert_eq!(run(&mut cpu, &load).unwrap_err().vector, Vector::PageFault);
+}
+
+#[test]
+fn hlt_waits_behind_itself() {
+    let mut cpu = long();
+    run(&mut cpu, &[0xf4]).unwrap();
+    assert_eq!((cpu.halted, cpu.rip), (true, CODE + 1));
+}
+
+#[test]
+fn an_unknown_hypercall_is_enosys() {
+    let mut cpu = long();
+    with_rax(&mut cpu, 77, &[0x0f, 0x01, 0xc1]).unwrap();
+    assert_eq!(cpu.registers.get(0) as i64, -1000);
+}
+
+#[test]
+fn programs_may_be_denied_the_counter() {
+    let mut cpu = long();
+    cpu.msrs.tsc_offset = 0x1_0000_0002;
+    run(&mut cpu, &[0x0f, 0x31]).unwrap();
+    assert_eq!((cpu.registers.get(0), cpu.registers.get(2)), (2, 1));
+    cpu.cr4.insert(Cr4::TSD);
+    to_user(&mut cpu);
+    assert_eq!(run(&mut cpu, &[0x0f, 0x31]), Err(Exception::gp(0)));
+}
+
+#[test]
+fn xcr0_takes_states_only_together_with_those_they_need() {
+    let mut cpu = long();
+    assert_eq!(run(&mut cpu, &[0x0f, 0x01, 0xd0]), Err(Exception::ud()), "XGETBV without OSXSAVE");
+    cpu.cr4.insert(Cr4::OSXSAVE);
+    cpu.registers.set(1, 0);
+    cpu.registers.set(2, 0);
+    for (value, good) in [(3, true), (1, true), (2, false), (0, false), (5, false), (0x23, false), (1 << 3, false)] {
+        assert_eq!(with_rax(&mut cpu, value, &[0x0f, 0x01, 0xd1]).is_ok(), good, "{value:#x}");
+    }
+    run(&mut cpu, &[0x0f, 0x01, 0xd0]).unwrap();
+    assert_eq!(cpu.registers.get(0), 1);
+}
+
+#[test]
+fn invlpg_and_invpcid_accept_what_they_should() {
+    let mut cpu = long();
+    cpu.registers.set(0, 0x5000);
+    run(&mut cpu, &[0x0f, 0x01, 0x38]).unwrap();
+    let invpcid = [0x66, 0x0f, 0x38, 0x82, 0x08];
+    put(&cpu, 0x5000, 0u64);
+    for (kind, good) in [(0u64, true), (1, true), (2, true), (3, true), (4, false)] {
+        cpu.registers.set(1, kind);
+        assert_eq!(run(&mut cpu, &invpcid).is_ok(), good, "{kind}");
+    }
+    put(&cpu, 0x5000, 5u64);
+    cpu.registers.set(1, 1);
+    assert_eq!(run(&mut cpu, &invpcid), Err(Exception::gp(0)), "a PCID without CR4.PCIDE");
+}

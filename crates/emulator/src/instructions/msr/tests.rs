@@ -1,0 +1,134 @@
+use std::sync::atomic::Ordering;
+
+use engine::MsrFault;
+use x86::{Efer, Exception, msr};
+
+use crate::testing::*;
+
+#[test]
+fn an_unknown_register_is_a_general_protection_fault() {
+    let mut cpu = long();
+    cpu.registers.set(1, 0xdead_0000);
+    assert_eq!(run(&mut cpu, &[0x0f, 0x32]), Err(Exception::gp(0)));
+    assert_eq!(run(&mut cpu, &[0x0f, 0x30]), Err(Exception::gp(0)));
+}
+
+#[test]
+fn values_go_through_edx_and_eax() {
+    let mut cpu = long();
+    cpu.registers.set(1, u64::from(msr::IA32_LSTAR) | 1 << 40);
+    cpu.registers.set(2, 0xffff_8000);
+    cpu.registers.set(0, 0x1234_5678);
+    run(&mut cpu, &[0x0f, 0x30]).unwrap();
+    assert_eq!(cpu.msrs.lstar, 0xffff_8000_1234_5678);
+    run(&mut cpu, &[0x0f, 0x32]).unwrap();
+    assert_eq!((cpu.registers.get(2), cpu.registers.get(0)), (0xffff_8000, 0x1234_5678));
+}
+
+#[test]
+fn efer_keeps_lma_and_refuses_lme_while_paging() {
+    let mut cpu = long();
+    assert_eq!(cpu.write_msr(msr::IA32_EFER, 0), Err(MsrFault));
+    assert_eq!(cpu.write_msr(msr::IA32_EFER, 1 << 12), Err(MsrFault), "no SVM");
+    cpu.write_msr(msr::IA32_EFER, Efer::LME.bits()).unwrap();
+    assert_eq!(cpu.efer, Efer::LME | Efer::LMA);
+    assert!(!cpu.execute_disable_enabled());
+}
+
+#[test]
+fn addresses_must_be_canonical() {
+    let mut cpu = long();
+    let addresses = [
+        msr::IA32_LSTAR,
+        msr::IA32_CSTAR,
+        msr::IA32_FS_BASE,
+        msr::IA32_GS_BASE,
+        msr::IA32_KERNEL_GS_BASE,
+        msr::IA32_SYSENTER_ESP,
+        msr::IA32_SYSENTER_EIP,
+    ];
+    for index in addresses {
+        assert_eq!(cpu.write_msr(index, 0x8000_0000_0000), Err(MsrFault), "{index:#x}");
+        cpu.write_msr(index, 0xffff_8000_0000_0000).unwrap();
+        assert_eq!(cpu.read_msr(index), Ok(0xffff_8000_0000_0000));
+    }
+    assert_eq!(cpu.bases[4..6], [0xffff_8000_0000_0000; 2]);
+}
+
+#[test]
+fn a_write_of_the_counter_moves_its_adjustment_and_the_deadline_follows() {
+    let mut cpu = long();
+    cpu.write_msr(msr::IA32_TSC, 1000).unwrap();
+    assert_eq!(cpu.tsc(), 1000);
+    assert_eq!(cpu.read_msr(msr::IA32_TSC_ADJUST), Ok(1000));
+    cpu.write_msr(msr::IA32_TSC_DEADLINE, 5000).unwrap();
+    assert_eq!(cpu.wires.interrupts.read_msr(msr::IA32_TSC_DEADLINE), Ok(4000));
+    assert_eq!(cpu.read_msr(msr::IA32_TSC_DEADLINE), Ok(5000));
+    cpu.write_msr(msr::IA32_TSC_DEADLINE, 0).unwrap();
+    assert_eq!(cpu.read_msr(msr::IA32_TSC_DEADLINE), Ok(0));
+    cpu.write_msr(msr::IA32_TSC_ADJUST, 0).unwrap();
+    assert_eq!(cpu.tsc(), 0);
+}
+
+#[test]
+fn the_paravirtual_clock_tells_the_machines_time() {
+    let mut cpu = long();
+    let time = std::sync::Arc::new(MockTime::default());
+    time.0.store(3_000_000_000, Ordering::Relaxed);
+    cpu.wires.time = time;
+    cpu.write_msr(msr::IA32_TSC, 12345).unwrap();
+    cpu.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x6000 | 1).unwrap();
+    let (version, zero, system) =
+        (get::<u32>(&cpu, 0x6000), get::<u64>(&cpu, 0x6008), get::<u64>(&cpu, 0x6010));
+    let (multiplier, shift) = (get::<u32>(&cpu, 0x6018), get::<u8>(&cpu, 0x601c) as i8);
+    assert_eq!((version & 1, get::<u8>(&cpu, 0x601d)), (0, 1));
+    let delta = cpu.tsc().wrapping_sub(zero);
+    let delta = if shift < 0 { delta >> -shift } else { delta << shift };
+    let ns = system + (u128::from(delta) * u128::from(multiplier) >> 32) as u64;
+    assert!(ns.abs_diff(3_000_000_000) < 10, "{ns}");
+    cpu.write_msr(msr::KVM_WALL_CLOCK_NEW, 0x7000).unwrap();
+    assert_eq!((get::<u32>(&cpu, 0x7004), get::<u32>(&cpu, 0x7008)), (1_700_000_000, 0));
+}
+
+#[test]
+fn registers_that_only_tell_refuse_writes() {
+    let mut cpu = long();
+    let read_only = [
+        msr::IA32_PLATFORM_ID,
+        msr::IA32_FEATURE_CONTROL,
+        msr::IA32_MTRRCAP,
+        msr::IA32_MCG_CAP,
+        msr::IA32_ARCH_CAPABILITIES,
+    ];
+    for index in read_only {
+        assert!(cpu.read_msr(index).is_ok(), "{index:#x}");
+        assert_eq!(cpu.write_msr(index, 0), Err(MsrFault), "{index:#x}");
+    }
+    assert_eq!(cpu.read_msr(msr::IA32_PRED_CMD), Err(MsrFault), "only a command");
+    assert_eq!(cpu.read_msr(msr::IA32_XSS), Err(MsrFault), "no supervisor states");
+}
+
+#[test]
+fn machine_check_banks_can_be_cleared_and_not_filled() {
+    let mut cpu = long();
+    for bank in 0..cpu.read_msr(msr::IA32_MCG_CAP).unwrap() as u32 & 0xff {
+        cpu.write_msr(0x400 + 4 * bank, u64::MAX).unwrap();
+        cpu.write_msr(0x401 + 4 * bank, 0).unwrap();
+        assert_eq!(cpu.write_msr(0x401 + 4 * bank, 1), Err(MsrFault));
+    }
+}
+
+#[test]
+fn what_is_saved_is_restored() {
+    let mut cpu = long();
+    cpu.write_msr(msr::IA32_STAR, 0x0023_0010_0000_0000).unwrap();
+    cpu.write_msr(msr::IA32_TSC, 5_000).unwrap();
+    cpu.write_msr(msr::KVM_SYSTEM_TIME_NEW, 0x6001).unwrap();
+    cpu.write_msr(msr::IA32_PAT, 0x0007_0106_0007_0106).unwrap();
+    let saved = cpu.saved_msrs();
+    let mut other = long();
+    for (index, value) in saved {
+        other.restore_msr(index, value).unwrap_or_else(|_| panic!("{index:#x} with {value:#x}"));
+    }
+    assert_eq!(other.msrs, cpu.msrs);
+}
