@@ -1,9 +1,12 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use vmm::config::{MAX_CPUS, MAX_MEMORY, MIN_MEMORY};
 
 use crate::{exit_status, size};
@@ -25,7 +28,7 @@ Keys at a terminal: Ctrl-A x ends the run, Ctrl-A h lists the others.";
 /// Without a subcommand it does what `ringside run` does: it boots Debian Linux on this terminal (and fetches it
 /// first, once). It needs neither root nor /dev/kvm.
 #[derive(Debug, Parser)]
-#[command(name = "ringside", version, args_conflicts_with_subcommands = true)]
+#[command(name = "ringside", version)]
 #[command(after_help = EXAMPLES, after_long_help = long_help())]
 pub struct Cli {
     /// What to do; `run` by default
@@ -37,6 +40,30 @@ pub struct Cli {
     /// Say more on stderr: -v what is done, -vv details, -vvv everything
     #[arg(short, long, action = ArgAction::Count, global = true)]
     pub verbose: u8,
+}
+
+impl Cli {
+    /// Parses the command line, its first word the program's name.
+    ///
+    /// # Errors
+    /// clap's, which is also how it shows help and version.
+    pub fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Self, clap::Error> {
+        let mut command = Self::command();
+        let matches = command.try_get_matches_from_mut(line)?;
+        if let (Some(option), Some((subcommand, _))) = (misplaced(&matches), matches.subcommand()) {
+            let option = option.replace('_', "-");
+            let message = format!("write --{option} after `{subcommand}`, not before it");
+            return Err(command.error(ErrorKind::ArgumentConflict, message));
+        }
+        Self::from_arg_matches(&matches)
+    }
+}
+
+/// An option of `run` that stands before a subcommand, where it would count for nothing.
+fn misplaced(matches: &ArgMatches) -> Option<String> {
+    let given = |id: &&clap::Id| matches.value_source(id.as_str()) == Some(ValueSource::CommandLine);
+    let of_run = |id: &&clap::Id| !matches!(id.as_str(), "verbose" | "Cli" | "RunArgs");
+    matches.ids().filter(of_run).find(given).map(|id| id.as_str().to_owned())
 }
 
 fn long_help() -> String {
@@ -247,10 +274,9 @@ fn exec_command(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     fn parse(line: &[&str]) -> Result<RunArgs, clap::Error> {
-        let cli = Cli::try_parse_from([&["ringside"], line].concat())?;
+        let cli = Cli::read([&["ringside"], line].concat())?;
         Ok(match cli.command {
             Some(Command::Run(run)) => *run,
             _ => cli.run,
@@ -283,6 +309,14 @@ mod tests {
             assert_eq!((run.memory, run.cpus, run.exec.as_deref()), (1 << 30, 4, Some("-x; exit 3")));
             assert_eq!(run.exits_reports(), Ok(vec![]));
         }
+    }
+
+    #[test]
+    fn an_option_before_the_subcommand_is_not_dropped_silently() {
+        assert!(refused(&["--debug-exit", "0xf4", "run"]).contains("write --debug-exit after `run`"));
+        assert!(refused(&["--cpus", "2", "guest", "list"]).contains("--cpus"));
+        let verbose = |line: &[&str]| Cli::read([&["ringside"], line].concat()).unwrap().verbose;
+        assert_eq!((verbose(&["-vv", "run"]), verbose(&["run", "-v"]), verbose(&["-v"])), (2, 1, 1));
     }
 
     #[test]

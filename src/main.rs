@@ -14,13 +14,11 @@ mod terminal;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
-
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let cli = Cli::parse();
+    let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     logger::start(cli.verbose);
     terminal::restore_on_panic();
     let done = match &cli.command {

@@ -16,6 +16,9 @@ use kvm::KvmVm;
 use crate::config::{EngineChoice, MachineConfig};
 use crate::error::BuildError;
 
+/// A vCPU, and what it sees of the machine.
+pub type VcpuAndBus = (Box<dyn Vcpu>, Arc<dyn Bus>);
+
 /// What runs the vCPUs of one machine.
 pub enum Engine {
     /// Ringside's own CPU, with the interrupt controllers and the PIT of `devices`.
@@ -107,7 +110,7 @@ impl Engine {
         bus: Arc<MachineBus>,
         attention: Arc<Attention>,
         recorder: Option<Recorder>,
-    ) -> Result<(Box<dyn Vcpu>, Arc<dyn Bus>), EngineError> {
+    ) -> Result<VcpuAndBus, EngineError> {
         match self {
             Self::Soft(soft) => soft.vcpu(id, bus, attention, recorder),
             Self::Kvm(vm) => {
@@ -125,7 +128,7 @@ impl SoftMachine {
         bus: Arc<MachineBus>,
         attention: Arc<Attention>,
         recorder: Option<Recorder>,
-    ) -> Result<(Box<dyn Vcpu>, Arc<dyn Bus>), EngineError> {
+    ) -> Result<VcpuAndBus, EngineError> {
         let Some(apic) = self.fabric.local_apic(id as usize) else {
             return Err(EngineError::Unavailable(format!("vCPU {id} has no local APIC")));
         };
