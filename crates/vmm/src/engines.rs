@@ -7,6 +7,7 @@ use devices::clock::Timers;
 use devices::interrupt::{ApicFeatures, InterruptFabric, VcpuBus};
 use devices::irq::{IrqLine, IrqSink};
 use devices::pit::{self, Pit};
+use emulator::cpuid::feature;
 use emulator::{CpuModel, SoftVcpu, VcpuConfig};
 use engine::{Attention, Bus, EngineError, Space, Vcpu};
 use exits::Recorder;
@@ -60,10 +61,15 @@ impl Engine {
         log::info!("the software CPU runs the guest (/dev/kvm: {unusable})");
         let model = CpuModel::parse(&config.cpu, config.cpus)
             .map_err(|error| BuildError::CpuModel(error.to_string()))?;
+        let features = ApicFeatures {
+            physical_address_bits: u8::try_from(model.physical_bits()).unwrap_or(u8::MAX),
+            x2apic: model.has(feature::X2APIC),
+            tsc_deadline: model.has(feature::TSC_DEADLINE),
+        };
         Ok(Self::Soft(SoftMachine {
             memory: memory.clone(),
             timers: timers.clone(),
-            fabric: InterruptFabric::new(ApicFeatures::default(), timers, attentions),
+            fabric: InterruptFabric::new(features, timers, attentions),
             model: Arc::new(model),
             shared: Arc::new(emulator::Shared::new(config.cpus)),
         }))
