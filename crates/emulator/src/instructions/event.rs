@@ -60,7 +60,10 @@ impl Event {
 
     /// Whether faults of its delivery have EXT set in their error codes.
     fn is_external(&self) -> bool {
-        !matches!(self, Self::Software { kind: SoftwareKind::IntN | SoftwareKind::Int3 | SoftwareKind::Into, .. })
+        !matches!(
+            self,
+            Self::Software { kind: SoftwareKind::IntN | SoftwareKind::Int3 | SoftwareKind::Into, .. }
+        )
     }
 
     /// Whether the gate's DPL must allow it.
@@ -78,9 +81,10 @@ impl Event {
     /// Faults push RF set, so that their instruction's breakpoint does not hit again when it is restarted.
     fn sets_resume_flag(&self) -> bool {
         match self {
-            Self::Exception(exception) => {
-                !matches!(exception.vector, Vector::Debug | Vector::Breakpoint | Vector::Overflow | Vector::Nmi)
-            }
+            Self::Exception(exception) => !matches!(
+                exception.vector,
+                Vector::Debug | Vector::Breakpoint | Vector::Overflow | Vector::Nmi
+            ),
             _ => false,
         }
     }
@@ -118,7 +122,9 @@ fn meeting(first: &Event, second: Vector) -> Meeting {
     match first.vector {
         Vector::DoubleFault => Meeting::Shutdown,
         v if v.is_contributory() && second.is_contributory() => Meeting::DoubleFault,
-        v if v.is_page_fault() && (second.is_contributory() || second.is_page_fault()) => Meeting::DoubleFault,
+        v if v.is_page_fault() && (second.is_contributory() || second.is_page_fault()) => {
+            Meeting::DoubleFault
+        }
         _ => Meeting::Serial,
     }
 }
@@ -136,6 +142,9 @@ impl Cpu {
         loop {
             let Err(_) = self.deliver_once(&event) else { return Ok(()) };
             let second = self.fault.take().unwrap_or(Exception::gp(0));
+            if second.vector == Vector::PageFault {
+                self.cr2 = second.address;
+            }
             let story_before = std::mem::take(&mut story);
             story = match story_before.is_empty() {
                 true => format!("{second} while delivering {event}"),
@@ -154,7 +163,8 @@ impl Cpu {
         if let Event::Exception(exception) = event {
             self.note_exception(exception);
         }
-        let delivered = if self.mode.is_protected() { self.deliver_protected(event) } else { self.deliver_real(event) };
+        let delivered =
+            if self.mode.is_protected() { self.deliver_protected(event) } else { self.deliver_real(event) };
         if let Err(stop) = delivered {
             if let Some(Exception { vector, error_code: Some(code), .. }) = &mut self.fault
                 && event.is_external()
@@ -250,7 +260,9 @@ impl Cpu {
         let selector = |register: SegmentRegister| u64::from(self.segment(register).selector.0);
         let mut frame = Frame::default();
         if self.mode.is_v86() {
-            for register in [SegmentRegister::Gs, SegmentRegister::Fs, SegmentRegister::Ds, SegmentRegister::Es] {
+            for register in
+                [SegmentRegister::Gs, SegmentRegister::Fs, SegmentRegister::Ds, SegmentRegister::Es]
+            {
                 frame.add(selector(register));
             }
         }

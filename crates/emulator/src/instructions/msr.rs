@@ -42,8 +42,21 @@ const ARCH_CAPABILITIES: u64 = {
     let gds_no = 1 << 26;
     let rfds_no = 1 << 27;
     let its_no = 1 << 62;
-    rdcl_no | ibrs_all | skip_l1dfl_vmentry | ssb_no | mds_no | pschange_mc_no | taa_no | sbdr_ssdp_no | fbsdp_no
-        | psdp_no | bhi_no | pbrsb_no | gds_no | rfds_no | its_no
+    rdcl_no
+        | ibrs_all
+        | skip_l1dfl_vmentry
+        | ssb_no
+        | mds_no
+        | pschange_mc_no
+        | taa_no
+        | sbdr_ssdp_no
+        | fbsdp_no
+        | psdp_no
+        | bhi_no
+        | pbrsb_no
+        | gds_no
+        | rfds_no
+        | its_no
 };
 
 /// RDMSR. The driver has checked the privilege.
@@ -99,7 +112,7 @@ impl Cpu {
             msr::IA32_PLATFORM_ID | SMI_COUNT => 0,
             msr::IA32_BIOS_SIGN_ID => MICROCODE_REVISION << 32,
             // The ratio to the 100 MHz of the bus.
-            PLATFORM_INFO => (self.wires.time.tsc_frequency() / 100_000_000 & 0xff) << 8,
+            PLATFORM_INFO => ((self.wires.time.tsc_frequency() / 100_000_000) & 0xff) << 8,
             msr::IA32_MCG_CAP => MACHINE_CHECK_BANKS as u64,
             msr::IA32_MCG_STATUS => msrs.machine_check_status,
             MACHINE_CHECK_0..=MACHINE_CHECK_LAST => {
@@ -159,7 +172,7 @@ impl Cpu {
             MACHINE_CHECK_0..=MACHINE_CHECK_LAST => {
                 let n = (index - MACHINE_CHECK_0) as usize;
                 // STATUS, ADDR and MISC can only be cleared.
-                let value = if n % 4 == 0 { value } else { fits(value, 0)? };
+                let value = if n.is_multiple_of(4) { value } else { fits(value, 0)? };
                 self.msrs.machine_check[n / 4][n % 4] = value;
             }
             msr::IA32_TSC | msr::IA32_TSC_ADJUST | msr::IA32_TSC_AUX | msr::IA32_TSC_DEADLINE => {
@@ -195,7 +208,7 @@ impl Cpu {
             return Err(MsrFault);
         }
         // LMA follows CR0.PG alone.
-        self.efer = value - Efer::LMA | self.efer & Efer::LMA;
+        self.efer = (value - Efer::LMA) | (self.efer & Efer::LMA);
         if changes.contains(Efer::NXE) {
             self.update_paging();
         }
@@ -208,10 +221,12 @@ impl Cpu {
             msr::IA32_TSC => self.tsc(),
             msr::IA32_TSC_ADJUST => self.has(feature::TSC_ADJUST).map(|()| self.msrs.tsc_adjust)?,
             msr::IA32_TSC_AUX => self.has(feature::RDTSCP).map(|()| self.msrs.tsc_aux)?,
-            _ => match self.has(feature::TSC_DEADLINE).and_then(|()| self.wires.interrupts.read_msr(index))? {
-                0 => 0,
-                deadline => deadline.wrapping_add(self.msrs.tsc_offset).max(1),
-            },
+            _ => {
+                match self.has(feature::TSC_DEADLINE).and_then(|()| self.wires.interrupts.read_msr(index))? {
+                    0 => 0,
+                    deadline => deadline.wrapping_add(self.msrs.tsc_offset).max(1),
+                }
+            }
         })
     }
 

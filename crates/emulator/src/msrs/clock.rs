@@ -116,7 +116,7 @@ mod tests {
     fn nanoseconds(info: &TimeInfo, tsc: u64) -> u64 {
         let delta = tsc.wrapping_sub(info.zero);
         let delta = if info.shift < 0 { delta >> -info.shift } else { delta << info.shift };
-        (u128::from(delta) * u128::from(info.multiplier) >> 32) as u64
+        ((u128::from(delta) * u128::from(info.multiplier)) >> 32) as u64
     }
 
     #[test]

@@ -106,7 +106,9 @@ fn cr8_is_the_task_priority() {
 fn control_registers_are_the_kernels() {
     let mut cpu = long();
     to_user(&mut cpu);
-    for bytes in [&[0x0f, 0x20, 0xc0][..], &MOV_CR3_RAX, &[0x0f, 0x06], &[0xf4], &[0x0f, 0x30], &[0x0f, 0x21, 0xc0]] {
+    for bytes in
+        [&[0x0f, 0x20, 0xc0][..], &MOV_CR3_RAX, &[0x0f, 0x06], &[0xf4], &[0x0f, 0x30], &[0x0f, 0x21, 0xc0]]
+    {
         assert_eq!(run(&mut cpu, bytes), Err(Exception::gp(0)), "{bytes:x?}");
     }
 }
@@ -209,7 +211,9 @@ fn xcr0_takes_states_only_together_with_those_they_need() {
     cpu.cr4.insert(Cr4::OSXSAVE);
     cpu.registers.set(1, 0);
     cpu.registers.set(2, 0);
-    for (value, good) in [(3, true), (1, true), (2, false), (0, false), (5, false), (0x23, false), (1 << 3, false)] {
+    for (value, good) in
+        [(3, true), (1, true), (2, false), (0, false), (5, false), (0x23, false), (1 << 3, false)]
+    {
         assert_eq!(with_rax(&mut cpu, value, &[0x0f, 0x01, 0xd1]).is_ok(), good, "{value:#x}");
     }
     run(&mut cpu, &[0x0f, 0x01, 0xd0]).unwrap();

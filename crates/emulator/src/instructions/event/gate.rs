@@ -38,7 +38,8 @@ impl Cpu {
         }
         let address = self.linear_after(self.idtr.base, u64::from(vector * size));
         let descriptor = Descriptor(self.load_as(View::Supervisor, address)?);
-        let high = if size == 16 { self.load_as::<u64>(View::Supervisor, address.wrapping_add(8))? } else { 0 };
+        let high =
+            if size == 16 { self.load_as::<u64>(View::Supervisor, address.wrapping_add(8))? } else { 0 };
         let kind = descriptor.system_type().filter(|_| !descriptor.is_code_or_data());
         let (bytes, masks) = match (kind, self.is_long()) {
             (Some(SystemType::InterruptGate), true) => (8, true),

@@ -16,7 +16,7 @@ fn an_interrupt_in_long_mode_pushes_five_values_on_an_aligned_stack() {
     cpu.registers.set(4, STACK - 3);
     cpu.deliver(Event::Interrupt(0x40)).unwrap();
     assert_eq!(cpu.rip, handler(0x40));
-    assert_eq!(cpu.registers.get(4), (STACK - 3 & !15) - 40);
+    assert_eq!(cpu.registers.get(4), ((STACK - 3) & !15) - 40);
     let frame = stack::<5>(&cpu, 8);
     assert_eq!(frame, [CODE, KERNEL_CODE64.into(), 0x202, STACK - 3, KERNEL_DATA.into()]);
     assert!(!cpu.system_flags.contains(Flags::IF));
@@ -138,7 +138,9 @@ fn protected_mode_changes_stacks_by_the_task_state_segment() {
 #[test]
 fn virtual_8086_mode_is_left_and_entered_again() {
     let mut cpu = protected();
-    for value in [0x11u32, 0x22, 0x33, 0x44, 0x55, 0x800, Flags::VM.bits() as u32 | 0x3202, 0x66, 0x77].into_iter() {
+    for value in
+        [0x11u32, 0x22, 0x33, 0x44, 0x55, 0x800, Flags::VM.bits() as u32 | 0x3202, 0x66, 0x77].into_iter()
+    {
         cpu.push(value).unwrap();
     }
     run(&mut cpu, &[0xcf]).unwrap();

@@ -84,7 +84,7 @@ fn the_paravirtual_clock_tells_the_machines_time() {
     assert_eq!((version & 1, get::<u8>(&cpu, 0x601d)), (0, 1));
     let delta = cpu.tsc().wrapping_sub(zero);
     let delta = if shift < 0 { delta >> -shift } else { delta << shift };
-    let ns = system + (u128::from(delta) * u128::from(multiplier) >> 32) as u64;
+    let ns = system + ((u128::from(delta) * u128::from(multiplier)) >> 32) as u64;
     assert!(ns.abs_diff(3_000_000_000) < 10, "{ns}");
     cpu.write_msr(msr::KVM_WALL_CLOCK_NEW, 0x7000).unwrap();
     assert_eq!((get::<u32>(&cpu, 0x7004), get::<u32>(&cpu, 0x7008)), (1_700_000_000, 0));

@@ -39,7 +39,9 @@ fn data_segments_are_checked_in_the_manuals_order() {
 #[test]
 fn a_stack_segment_must_match_the_privilege_and_shadows_the_next_instruction() {
     let mut cpu = long();
-    for (selector, good) in [(KERNEL_DATA, true), (USER_DATA, false), (KERNEL_CODE64, false), (0, true), (3, false)] {
+    for (selector, good) in
+        [(KERNEL_DATA, true), (USER_DATA, false), (KERNEL_CODE64, false), (0, true), (3, false)]
+    {
         cpu.shadow = false;
         cpu.registers.set(0, u64::from(selector));
         assert_eq!(run(&mut cpu, &MOV_SS_AX).is_ok(), good, "{selector:#x}");
@@ -84,7 +86,10 @@ fn push_and_pop_of_segments_move_the_stack_by_the_operand_size() {
     run(&mut cpu, &[0x06]).unwrap();
     assert_eq!(cpu.registers.get(4), STACK - 4);
     run(&mut cpu, &[0x0f, 0xa1]).unwrap();
-    assert_eq!((cpu.registers.get(4), cpu.segment(SegmentRegister::Fs).selector), (STACK, Selector(KERNEL_DATA)));
+    assert_eq!(
+        (cpu.registers.get(4), cpu.segment(SegmentRegister::Fs).selector),
+        (STACK, Selector(KERNEL_DATA))
+    );
     run(&mut cpu, &[0x66, 0x06]).unwrap();
     assert_eq!(cpu.registers.get(4), STACK - 2);
 }
@@ -96,7 +101,10 @@ fn far_pointers_load_both_halves_or_none() {
     put(&cpu, 0x5004, KERNEL_DATA);
     cpu.registers.set(0, 0x5000);
     run(&mut cpu, &[0x0f, 0xb4, 0x08]).unwrap();
-    assert_eq!((cpu.registers.get(1), cpu.segment(SegmentRegister::Fs).selector.0), (0x1122_3344, KERNEL_DATA));
+    assert_eq!(
+        (cpu.registers.get(1), cpu.segment(SegmentRegister::Fs).selector.0),
+        (0x1122_3344, KERNEL_DATA)
+    );
     put(&cpu, 0x5000, 7u32);
     put(&cpu, 0x5004, ABSENT);
     assert!(run(&mut cpu, &[0x0f, 0xb4, 0x08]).is_err());
@@ -135,7 +143,13 @@ fn programs_learn_no_table_addresses_with_umip() {
     cpu.cr4.insert(Cr4::UMIP);
     to_user(&mut cpu);
     cpu.registers.set(0, 0x5000);
-    for bytes in [&[0x0f, 0x01, 0x00][..], &[0x0f, 0x01, 0x08], &[0x0f, 0x00, 0xc0], &[0x0f, 0x00, 0xc8], &[0x0f, 0x01, 0xe0]] {
+    for bytes in [
+        &[0x0f, 0x01, 0x00][..],
+        &[0x0f, 0x01, 0x08],
+        &[0x0f, 0x00, 0xc0],
+        &[0x0f, 0x00, 0xc8],
+        &[0x0f, 0x01, 0xe0],
+    ] {
         assert_eq!(run(&mut cpu, bytes), Err(Exception::gp(0)), "{bytes:x?}");
     }
 }
@@ -175,7 +189,9 @@ fn lar_and_lsl_tell_what_a_program_may_know() {
 #[test]
 fn verr_and_verw_answer_in_zf() {
     let mut cpu = long();
-    for (selector, readable, writable) in [(KERNEL_DATA, true, true), (KERNEL_CODE64, true, false), (TASK, false, false), (0, false, false)] {
+    for (selector, readable, writable) in
+        [(KERNEL_DATA, true, true), (KERNEL_CODE64, true, false), (TASK, false, false), (0, false, false)]
+    {
         cpu.registers.set(0, u64::from(selector));
         run(&mut cpu, &[0x0f, 0x00, 0xe0]).unwrap();
         assert_eq!(cpu.flags.zf(), readable, "{selector:#x}");
