@@ -81,11 +81,10 @@ fn build_from(kernel_deb: &Path, busybox: &[u8], folder: &Path) -> Result<Built,
     let loaded: Vec<LoadedModule> = loaded.collect();
     write_file(&folder.join("vmlinuz"), |out| out.write_all(&kernel.image))?;
     let contents = Contents { kernel_version: &kernel.release, busybox, modules: &loaded };
-    let initramfs = folder.join("initramfs.cpio");
     let mut result = Ok(());
-    write_file(&initramfs, |out| {
-        result = initramfs::build(&contents, out);
-        Ok(())
+    write_file(&folder.join("initramfs.cpio"), |out| {
+        result = initramfs::base(&contents, out);
+        out.write_all(&initramfs::system())
     })?;
     result?;
     Ok(Built { release: kernel.release, modules: plan.order, builtin: plan.builtin, missing: plan.missing })

@@ -11,56 +11,23 @@
 
 use std::env;
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::apt::{self, Package};
-use super::build::{self, Built};
-use super::{Guest, GuestError, GuestFiles, Progress};
+use super::manifest::{BZIMAGE, FORMAT, INITRAMFS, Manifest, ManifestFile, VMLINUX};
+use super::{Guest, GuestError, GuestFiles, Progress, build, initramfs};
 
-/// Raised when what is in a guest's folder changes its meaning: older ones are then made anew.
-const FORMAT: u32 = 2;
-/// The longest manifest that is read, in bytes.
-const MAX_MANIFEST: u64 = 1 << 20;
-const MANIFEST: &str = "manifest.json";
-const BZIMAGE: &str = "vmlinuz";
-const VMLINUX: &str = "vmlinux";
-const INITRAMFS: &str = "initramfs.cpio";
-
-/// What a guest's folder holds.
-#[derive(Debug, Serialize, Deserialize)]
-struct Manifest {
-    format: u32,
-    guest: String,
-    release: String,
-    version: String,
-    cmdline: String,
-    modules: Vec<String>,
-    builtin: Vec<String>,
-    missing: Vec<String>,
-    packages: Vec<ManifestPackage>,
-    files: Vec<ManifestFile>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ManifestPackage {
-    name: String,
-    version: String,
-    sha256: String,
-}
-
-/// A file as it was written: where size and time are the same, so is its content.
-#[derive(Debug, Serialize, Deserialize)]
-struct ManifestFile {
-    name: String,
-    size: u64,
-    modified_ns: i128,
-    sha256: String,
+/// What the cache folder has of a guest.
+enum Found {
+    /// Nothing, or something that this program cannot use.
+    Nothing,
+    /// All of it.
+    Whole(GuestFiles),
+    /// All of it, with the init of another Ringside.
+    OtherInit(Manifest),
 }
 
 /// The folder that holds the guests.
@@ -92,35 +59,36 @@ impl Cache {
         self.guests.join(guest.name)
     }
 
-    /// Finds a guest without fetching; `None` where it was never fetched or an older Ringside made it.
+    /// Finds a guest without fetching; `None` where it was never fetched or another Ringside made it.
     ///
     /// # Errors
     /// [`GuestError::Damaged`] where files are missing or changed.
     pub fn load(&self, guest: &Guest) -> Result<Option<GuestFiles>, GuestError> {
+        Ok(match self.find(guest)? {
+            Found::Whole(files) => Some(files),
+            Found::Nothing | Found::OtherInit(_) => None,
+        })
+    }
+
+    fn find(&self, guest: &Guest) -> Result<Found, GuestError> {
         let folder = self.folder(guest);
         if !folder.exists() {
-            return Ok(None);
+            return Ok(Found::Nothing);
         }
         let damaged = |reason: String| GuestError::Damaged { folder: folder.clone(), reason };
-        let manifest = read_manifest(&folder.join(MANIFEST)).map_err(&damaged)?;
-        if manifest.format != FORMAT {
-            return Ok(None);
+        let manifest = match Manifest::read(&folder).map_err(damaged)? {
+            manifest if manifest.format == FORMAT => manifest,
+            _ => return Ok(Found::Nothing),
+        };
+        manifest.check(guest, &folder).map_err(damaged)?;
+        if !manifest.is_current() {
+            return Ok(Found::OtherInit(manifest));
         }
-        if manifest.guest != guest.name {
-            return Err(damaged(format!("its manifest is that of {:?}", manifest.guest)));
-        }
-        for file in &manifest.files {
-            file.check(&folder).map_err(&damaged)?;
-        }
-        let has = |name: &str| manifest.files.iter().any(|file| file.name == name);
-        if let Some(name) = [BZIMAGE, INITRAMFS].into_iter().find(|name| !has(name)) {
-            return Err(damaged(format!("its manifest does not name {name}")));
-        }
-        Ok(Some(GuestFiles {
-            kernel: folder.join(if has(VMLINUX) { VMLINUX } else { BZIMAGE }),
+        Ok(Found::Whole(GuestFiles {
+            kernel: folder.join(if manifest.has(VMLINUX) { VMLINUX } else { BZIMAGE }),
             bzimage: folder.join(BZIMAGE),
             initrd: folder.join(INITRAMFS),
-            cmdline: manifest.cmdline,
+            cmdline: super::default_cmdline(),
             version: manifest.version,
         }))
     }
@@ -143,16 +111,17 @@ impl Cache {
         progress: &mut dyn Progress,
         get: impl FnOnce(&Path, &mut dyn Progress) -> Result<[Package; 2], GuestError>,
     ) -> Result<GuestFiles, GuestError> {
-        if let Ok(Some(files)) = self.load(guest) {
+        if let Ok(Found::Whole(files)) = self.find(guest) {
             return Ok(files);
         }
         fs::create_dir_all(&self.guests)
             .map_err(GuestError::file("create the cache folder", &self.guests))?;
         let _lock = self.lock(progress)?;
         // Another start may have fetched it meanwhile.
-        match self.load(guest) {
-            Ok(Some(files)) => return Ok(files),
-            Ok(None) => {}
+        match self.find(guest) {
+            Ok(Found::Whole(files)) => return Ok(files),
+            Ok(Found::OtherInit(manifest)) => return self.renew_init(guest, manifest),
+            Ok(Found::Nothing) => {}
             Err(error) => progress.note(&format!("{error}: fetching it again")),
         }
         self.sweep();
@@ -163,6 +132,26 @@ impl Cache {
         let made = make(guest, work.path(), progress, get)?;
         self.publish(guest, &made)?;
         drop(work);
+        self.must_be_there(guest)
+    }
+
+    /// Replaces the part of the initramfs that came with another Ringside. Called under the lock.
+    fn renew_init(&self, guest: &Guest, mut manifest: Manifest) -> Result<GuestFiles, GuestError> {
+        let folder = self.folder(guest);
+        let (path, new) = (folder.join(INITRAMFS), folder.join("initramfs.new"));
+        let old = File::open(&path).map_err(GuestError::file("read", &path))?;
+        build::write_file(&new, |out| {
+            io::copy(&mut old.take(manifest.base), out)?;
+            out.write_all(&initramfs::system())
+        })?;
+        // Between the two files a reader finds the guest damaged, comes here and waits for the lock.
+        fs::rename(&new, &path).map_err(GuestError::file("write", &path))?;
+        manifest.replace(ManifestFile::describe(&folder, INITRAMFS)?);
+        manifest.write(&folder)?;
+        self.must_be_there(guest)
+    }
+
+    fn must_be_there(&self, guest: &Guest) -> Result<GuestFiles, GuestError> {
         self.load(guest)?.ok_or_else(|| GuestError::Damaged {
             folder: self.folder(guest),
             reason: "it vanished while it was made".to_owned(),
@@ -246,10 +235,7 @@ fn make(
     if !built.missing.is_empty() {
         log::info!("the kernel {} does not have the modules {}", built.release, built.missing.join(", "));
     }
-    let manifest = manifest(guest, &made, &built, &[kernel, busybox])?;
-    let text = serde_json::to_string_pretty(&manifest).map_err(std::io::Error::from);
-    let text = text.map_err(GuestError::file("write", &made.join(MANIFEST)))?;
-    build::write_file(&made.join(MANIFEST), |out| out.write_all(text.as_bytes()))?;
+    Manifest::describe(guest, &made, &built, &[kernel, busybox])?.write(&made)?;
     Ok(made)
 }
 
@@ -266,91 +252,12 @@ fn unpack_kernel(made: &Path, progress: &mut dyn Progress) -> Result<(), GuestEr
     }
 }
 
-fn manifest(guest: &Guest, made: &Path, built: &Built, packages: &[Package]) -> Result<Manifest, GuestError> {
-    let files = [BZIMAGE, VMLINUX, INITRAMFS].into_iter().filter(|name| made.join(name).exists());
-    let files = files.map(|name| ManifestFile::describe(made, name)).collect::<Result<_, _>>()?;
-    let described = |package: &Package| ManifestPackage {
-        name: package.name.clone(),
-        version: package.version.clone(),
-        sha256: package.sha256.clone(),
-    };
-    Ok(Manifest {
-        format: FORMAT,
-        guest: guest.name.to_owned(),
-        release: built.release.clone(),
-        version: packages.first().map(|package| package.version.clone()).unwrap_or_default(),
-        cmdline: super::default_cmdline(),
-        modules: built.modules.clone(),
-        builtin: built.builtin.clone(),
-        missing: built.missing.clone(),
-        packages: packages.iter().map(described).collect(),
-        files,
-    })
-}
-
-fn read_manifest(path: &Path) -> Result<Manifest, String> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_MANIFEST).read_to_string(&mut text))
-        .map_err(|error| format!("{MANIFEST}: {error}"))?;
-    serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))
-}
-
-impl ManifestFile {
-    fn describe(folder: &Path, name: &str) -> Result<Self, GuestError> {
-        let path = folder.join(name);
-        let read = |path: &Path| -> std::io::Result<Self> {
-            let meta = fs::metadata(path)?;
-            let sha256 = sha256(path)?;
-            Ok(Self { name: name.to_owned(), size: meta.len(), modified_ns: modified_ns(&meta), sha256 })
-        };
-        read(&path).map_err(GuestError::file("read", &path))
-    }
-
-    /// Compares size and time; a copied cache folder has other times, and then the content decides.
-    fn check(&self, folder: &Path) -> Result<(), String> {
-        if ![BZIMAGE, VMLINUX, INITRAMFS].contains(&self.name.as_str()) {
-            return Err(format!("{MANIFEST} names {:?}", self.name));
-        }
-        let path = folder.join(&self.name);
-        let meta = fs::metadata(&path).map_err(|error| format!("{}: {error}", self.name))?;
-        if !meta.is_file() || meta.len() != self.size {
-            return Err(format!("{} has {} bytes instead of {}", self.name, meta.len(), self.size));
-        }
-        if modified_ns(&meta) == self.modified_ns {
-            return Ok(());
-        }
-        match sha256(&path) {
-            Ok(sum) if sum == self.sha256 => Ok(()),
-            Ok(_) => Err(format!("{} has changed", self.name)),
-            Err(error) => Err(format!("{}: {error}", self.name)),
-        }
-    }
-}
-
-fn modified_ns(meta: &fs::Metadata) -> i128 {
-    i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec())
-}
-
-fn sha256(path: &Path) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 18];
-    loop {
-        let len = file.read(&mut buffer)?;
-        if len == 0 {
-            break;
-        }
-        hash.update(&buffer[..len]);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::super::catalog::GUESTS;
+    use super::super::manifest::MANIFEST;
     use super::super::testing::packages_in;
     use super::super::{Silent, catalog};
     use super::*;
@@ -375,7 +282,7 @@ mod tests {
         assert_eq!(files.kernel, files.bzimage, "what is no bzImage cannot be unpacked");
         assert!(files.initrd.ends_with("guests/debian/initramfs.cpio"));
         assert_eq!(cache.fetch_with(DEBIAN, &mut Silent, must_not_fetch).unwrap(), files);
-        let manifest = read_manifest(&folder.path().join("deep/er/guests/debian/manifest.json")).unwrap();
+        let manifest = Manifest::read(&folder.path().join("deep/er/guests/debian")).unwrap();
         assert_eq!(manifest.modules, ["failover", "v", "virtio_net"]);
         assert_eq!(manifest.builtin, ["ext4"]);
         assert!(manifest.missing.contains(&"e1000".to_owned()));
@@ -442,6 +349,25 @@ mod tests {
         let left: Vec<_> = fs::read_dir(folder.path().join("guests")).unwrap().flatten().collect();
         assert_eq!(left.len(), 1, "{left:?}");
         assert_eq!(left[0].file_name(), ".lock");
+    }
+
+    #[test]
+    fn another_ringsides_init_is_replaced_without_fetching() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::at(folder.path());
+        let files = fetched(&cache).unwrap();
+        let initramfs = fs::read(&files.initrd).unwrap();
+        let guest = folder.path().join("guests/debian");
+        let mut manifest = Manifest::read(&guest).unwrap();
+        let mut other = initramfs[..manifest.base as usize].to_vec();
+        other.extend(b"an init of old");
+        fs::write(&files.initrd, other).unwrap();
+        manifest.replace(ManifestFile::describe(&guest, INITRAMFS).unwrap());
+        manifest.system = "another".to_owned();
+        manifest.write(&guest).unwrap();
+        assert_eq!(cache.load(DEBIAN).unwrap(), None);
+        assert_eq!(cache.fetch_with(DEBIAN, &mut Silent, must_not_fetch).unwrap(), files);
+        assert_eq!(fs::read(&files.initrd).unwrap(), initramfs);
     }
 
     #[test]

@@ -8,17 +8,13 @@ cp -a /ringside/dev/. /dev/
 mount -a
 echo ringside > /proc/sys/kernel/hostname
 
-# Loads the drivers of the devices on one bus; the patterns are those of the modules in this initramfs.
+# Loads the drivers of the devices on one bus, where this initramfs has them.
+. /ringside/drivers
 found=
 coldplug() {
     set -- "$1"
     for file in "/sys/bus/$1/devices"/*/modalias; do
-        read -r alias < "$file" || continue
-        case "$1 $alias" in
-@PATTERNS@
-            *) continue ;;
-        esac
-        set -- "$@" "$alias"
+        read -r alias < "$file" && has_driver "$1 $alias" && set -- "$@" "$alias"
     done 2> /dev/null
     shift
     if [ $# != 0 ]; then

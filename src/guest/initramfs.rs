@@ -2,6 +2,8 @@
 //! *initramfs buffer format* has it).
 //!
 //! It is not compressed because the guest would have to unpack it, and its modules are those of the default guests alone.
+//! It is two archives in a row: `base`, made of the packages, and `system`, which comes with this program, so that a
+//! newer Ringside brings its own init without fetching anything.
 //!
 //! # How a command is run
 //! The machine appends [`exec_overlay`] to the archive. Init then runs `/ringside/exec` with its output on the second
@@ -14,10 +16,8 @@ use std::io::{self, Write};
 use super::modules::{self, ModuleInfo};
 use super::{GuestError, report};
 
-/// The init script, without the device patterns.
+/// The init script.
 const INIT: &str = include_str!("init.sh");
-/// Where the device patterns go.
-const PATTERNS: &str = "@PATTERNS@";
 /// The buses that init looks at.
 const BUSES: &[&str] = &["pci", "acpi", "virtio", "nd"];
 
@@ -43,7 +43,7 @@ shm /dev/shm tmpfs nosuid,nodev 0 0
 run /run tmpfs nosuid,nodev,mode=0755 0 0
 tmp /tmp tmpfs nosuid,nodev,mode=1777 0 0
 ";
-const PASSWD: &str = "root::0:0:root:/root:/bin/sh\nnobody:*:65534:65534:nobody:/:/bin/false\n";
+const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nnobody:*:65534:65534:nobody:/:/bin/false\n";
 const GROUP: &str = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n";
 const HOSTS: &str = "127.0.0.1 localhost ringside\n::1 localhost\n";
 
@@ -68,11 +68,11 @@ pub(super) struct Contents<'a> {
     pub modules: &'a [LoadedModule],
 }
 
-/// Writes the initramfs.
+/// Writes the archive that is made of the packages.
 ///
 /// # Errors
 /// Where the writer fails, and [`GuestError::Package`] for a kernel version that cannot be a folder's name.
-pub(super) fn build(contents: &Contents<'_>, writer: &mut dyn Write) -> Result<(), GuestError> {
+pub(super) fn base(contents: &Contents<'_>, writer: &mut dyn Write) -> Result<(), GuestError> {
     let version = contents.kernel_version;
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '+' | '_' | '~');
     if version.is_empty() || version.len() > 100 || version.starts_with('.') || !version.chars().all(plain) {
@@ -115,15 +115,24 @@ fn write_all(contents: &Contents<'_>, archive: &mut Archive<'_>) -> io::Result<(
     for applet in APPLETS.split_whitespace() {
         archive.link(&format!("bin/{applet}"), "busybox")?;
     }
-    for (name, text) in
-        [("etc/fstab", FSTAB), ("etc/passwd", PASSWD), ("etc/group", GROUP), ("etc/hosts", HOSTS)]
-    {
-        archive.file(name, 0o644, text.as_bytes())?;
-    }
-    archive.file("ringside/report", 0o755, &report::program())?;
     write_modules(contents, archive)?;
-    archive.file("init", 0o755, init_script(contents.modules).as_bytes())?;
+    archive.file("ringside/drivers", 0o644, drivers(contents.modules).as_bytes())?;
     archive.finish()
+}
+
+/// The archive that comes with this program: init and its configuration.
+pub(super) fn system() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut archive = Archive::new(&mut bytes);
+    let texts = [("etc/fstab", FSTAB), ("etc/passwd", PASSWD), ("etc/group", GROUP), ("etc/hosts", HOSTS)];
+    let written = texts
+        .iter()
+        .try_for_each(|(name, text)| archive.file(name, 0o644, text.as_bytes()))
+        .and_then(|()| archive.file("ringside/report", 0o755, &report::program()))
+        .and_then(|()| archive.file("init", 0o755, INIT.as_bytes()))
+        .and_then(|()| archive.finish());
+    debug_assert!(written.is_ok(), "a vector takes everything");
+    bytes
 }
 
 fn write_modules(contents: &Contents<'_>, archive: &mut Archive<'_>) -> io::Result<()> {
@@ -147,18 +156,19 @@ fn described(modules: &[LoadedModule]) -> Vec<(String, &ModuleInfo)> {
     modules.iter().map(|module| (module.path.clone(), &module.info)).collect()
 }
 
-/// The init script with the patterns of the devices that `modules` drive.
-fn init_script(modules: &[LoadedModule]) -> String {
+/// A shell function that tells whether there is a driver here for a device: `has_driver "BUS MODALIAS"`.
+fn drivers(modules: &[LoadedModule]) -> String {
     let order = described(modules);
-    let mut cases = String::new();
+    let mut text = "has_driver() {\n    case \"$1\" in\n".to_owned();
     for bus in BUSES {
         if let Some(pattern) = modules::shell_pattern(bus, &order) {
             let pattern =
                 pattern.split('|').map(|one| format!("'{bus} '{one}")).collect::<Vec<_>>().join("|");
-            cases.push_str(&format!("            {pattern}) ;;\n"));
+            text.push_str(&format!("    {pattern}) return 0 ;;\n"));
         }
     }
-    INIT.replace(&format!("{PATTERNS}\n"), &cases)
+    text.push_str("    esac\n    return 1\n}\n");
+    text
 }
 
 /// A small archive to append to the initramfs: makes init run `command` with `sh` and report its status.
@@ -279,7 +289,8 @@ mod tests {
         let modules = [module("kernel/net/e1000.ko", "e1000", "pci:v00008086d00001000*")];
         let contents = Contents { kernel_version: "6.1.0-1-amd64", busybox: b"box", modules: &modules };
         let mut bytes = Vec::new();
-        build(&contents, &mut bytes).unwrap();
+        base(&contents, &mut bytes).unwrap();
+        bytes.extend(system());
         bytes
     }
 
@@ -291,7 +302,8 @@ mod tests {
         assert_eq!(files["lib/modules/6.1.0-1-amd64/kernel/net/e1000.ko"].1, b"elf");
         let init = String::from_utf8(files["init"].1.clone()).unwrap();
         assert!(init.starts_with("#!/bin/sh\n"));
-        assert!(init.contains("'pci 'pci:v00008086d00001000*) ;;") && !init.contains(PATTERNS), "{init}");
+        let drivers = String::from_utf8(files["ringside/drivers"].1.clone()).unwrap();
+        assert!(drivers.contains("'pci 'pci:v00008086d00001000*) return 0 ;;"), "{drivers}");
     }
 
     #[test]
@@ -320,7 +332,7 @@ mod tests {
     fn a_version_that_is_no_folder_name_is_refused() {
         for version in ["", "..", "6.1/../..", "6.1 x"] {
             let contents = Contents { kernel_version: version, busybox: b"", modules: &[] };
-            assert!(build(&contents, &mut Vec::new()).is_err(), "{version:?}");
+            assert!(base(&contents, &mut Vec::new()).is_err(), "{version:?}");
         }
     }
 
@@ -328,6 +340,6 @@ mod tests {
     fn a_full_disk_is_an_error() {
         let contents = Contents { kernel_version: "1", busybox: &[0; 100_000], modules: &[] };
         let mut full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        assert!(build(&contents, &mut full).unwrap_err().to_string().contains("No space left"));
+        assert!(base(&contents, &mut full).unwrap_err().to_string().contains("No space left"));
     }
 }

@@ -14,6 +14,7 @@ pub mod catalog;
 mod deb;
 mod error;
 pub mod initramfs;
+mod manifest;
 mod modules;
 mod progress;
 mod report;
@@ -48,7 +49,8 @@ pub struct GuestFiles {
 /// Only warnings reach the serial console (its every byte is an exit); a panic resets the machine at once, so that
 /// nobody waits for a dead guest; the TSC needs no watchdog, as the machine's never drifts.
 pub fn default_cmdline() -> String {
-    "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check random.trust_cpu=on".to_owned()
+    "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests"
+        .to_owned()
 }
 
 /// More of the kernel command line: the terminal's kind and size, which the kernel hands to init as its environment.
