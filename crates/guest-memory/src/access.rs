@@ -196,6 +196,15 @@ impl Mapping {
         }
     }
 
+    pub(crate) fn copy_forward(&self, from: Offset, to: Offset, len: u64) {
+        let (from, to) = (self.at(from, len), self.at(to, len));
+        // SAFETY: `at` checked both ranges; both are guest memory, where any interleaving is allowed.
+        unsafe {
+            asm!("rep movsb", inout("rcx") len => _, inout("rsi") from => _, inout("rdi") to => _,
+                options(nostack, preserves_flags));
+        }
+    }
+
     #[inline(always)]
     fn at(&self, offset: Offset, len: u64) -> *mut u8 {
         assert!(offset <= self.len && len <= self.len - offset, "guest memory access outside the RAM");

@@ -214,6 +214,25 @@ impl GuestMemory {
         self.ram.mapping.write_bytes(offset, data);
     }
 
+    /// Copies bytes within the RAM, the first byte first, as REP MOVSB does: a destination that overlaps the source's
+    /// end repeats its beginning. Marks nothing.
+    ///
+    /// # Panics
+    /// Where either range does not lie within the RAM.
+    pub fn copy_forward(&self, from: Offset, to: Offset, len: u64) {
+        self.ram.mapping.copy_forward(from, to, len);
+    }
+
+    /// Stores the same value `count` times in a row. Marks nothing.
+    ///
+    /// # Panics
+    /// Where the values do not lie within the RAM.
+    pub fn fill<T: Scalar>(&self, offset: Offset, value: T, count: u64) {
+        for i in 0..count {
+            self.store(offset + i * size_of::<T>() as u64, value);
+        }
+    }
+
     /// Reads a scalar at a guest-physical address, as a page walk does. The scalar must not cross a page.
     pub fn load_physical<T: Scalar>(&self, address: u64) -> Option<T> {
         let location = self.locate(address)?;

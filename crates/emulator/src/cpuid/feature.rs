@@ -1,7 +1,7 @@
 //! The processor features that there are, each declared once: its name, its bit in CPUID, and who brings it.
 //! SDM vol. 2, *CPUID—CPU Identification*. Names are those of Linux's /proc/cpuinfo.
 
-use super::host;
+use super::host::Host;
 
 /// A register of a CPUID leaf that holds feature bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,7 +259,7 @@ pub(super) const NOT_OFFERED: &[&str] = &[
     "hwp",
 ];
 
-/// What the second cannot be without: a feature goes when the first of its rows goes, and brings it when it comes.
+/// The first of each pair needs the second: it goes when the second goes, and brings it along when it comes.
 const NEEDS: &[(Feature, Feature)] = &[
     (SSSE3, SSE3),
     (SSE4_1, SSSE3),
@@ -356,13 +356,13 @@ impl Features {
 
     /// All that this host and Ringside's code can bring.
     pub fn available() -> Self {
-        let mut set =
-            Self::filtered(|f| f.origin != Origin::Host || host::register(f.word) >> f.bit & 1 != 0);
-        if !host::saves_avx() {
+        let host = Host::get();
+        let mut set = Self::filtered(|f| f.origin != Origin::Host || host.has(*f));
+        if !host.saves_avx() {
             set.remove(AVX);
         }
         // Host execution moves the registers of AVX-512 with instructions of all four.
-        if !host::saves_avx512() || ![AVX512F, AVX512DQ, AVX512BW, AVX512VL].iter().all(|f| set.has(*f)) {
+        if !host.saves_avx512() || ![AVX512F, AVX512DQ, AVX512BW, AVX512VL].iter().all(|f| set.has(*f)) {
             set.remove(AVX512F);
         }
         // A host whose hypervisor took features out one by one may lack what others of its features need.

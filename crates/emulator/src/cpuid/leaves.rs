@@ -4,7 +4,8 @@
 use x86::Xcr0;
 
 use super::feature::{self, Word};
-use super::{CpuModel, CpuidContext, host};
+use super::host::Host;
+use super::{CpuModel, CpuidContext};
 use crate::native::Component;
 
 /// "GenuineIntel" in EBX, EDX and ECX.
@@ -29,7 +30,12 @@ const KVM: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x4d];
 /// clock that never goes back between vCPUs.
 const KVM_CLOCK: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
-/// Bytes that CLFLUSH flushes.
+/// Leaf 01H ECX: CR4.OSXSAVE is set.
+const OSXSAVE: u32 = 1 << 27;
+/// Leaf 01H EDX: there is more than one logical processor, and EBX says of how many there may be (HTT).
+const SEVERAL: u32 = 1 << 28;
+
+/// Bytes of a cache line: CLFLUSH flushes one.
 const LINE: u32 = 64;
 /// The frequency of the core crystal clock, which drives the local APIC's timer, in Hz.
 const CRYSTAL: u64 = 1_000_000_000;
@@ -76,16 +82,13 @@ impl CpuModel {
             4 => self.cache(subleaf),
             6 => [word(Word::Leaf6Eax), 0, 0, 0],
             7 if subleaf == 0 => {
-                let ebx = word(Word::Leaf7Ebx) | host::x87_pointers();
+                let ebx = word(Word::Leaf7Ebx) | Host::get().x87_pointers();
                 [1, ebx, word(Word::Leaf7Ecx), word(Word::Leaf7Edx)]
             }
             7 if subleaf == 1 => [word(Word::Leaf7Sub1Eax), 0, 0, 0],
             0xb | 0x1f => self.topology(context, subleaf),
             0xd => self.xsave(context, subleaf),
-            0x15 => {
-                let (tsc, crystal) = ratio(context.tsc_hz, CRYSTAL, 1000);
-                [crystal, tsc, CRYSTAL as u32, 0]
-            }
+            0x15 => crystal_leaf(context.tsc_hz),
             0x16 => {
                 let mhz = (context.tsc_hz / 1_000_000).min(0xffff) as u32;
                 [mhz, mhz, 100, 0]
@@ -97,12 +100,12 @@ impl CpuModel {
 
     /// Leaf 01H.
     fn version(&self, context: &CpuidContext) -> [u32; 4] {
-        let osxsave = if context.osxsave { 1 << 27 } else { 0 };
-        let several = if self.cpus > 1 { 1 << 28 } else { 0 };
+        let osxsave = if context.osxsave { OSXSAVE } else { 0 };
+        let several = if self.cpus > 1 { SEVERAL } else { 0 };
         let ids = self.cpus.next_power_of_two().min(255);
         [
             self.signature,
-            context.apic_id << 24 | ids << 16 | LINE / 8 << 8,
+            context.apic_id << 24 | ids << 16 | (LINE / 8) << 8,
             self.features.word(Word::Leaf1Ecx) | osxsave,
             self.features.word(Word::Leaf1Edx) | several,
         ]
@@ -200,10 +203,20 @@ fn khz(hz: u64) -> u32 {
     u32::try_from(hz / 1000).unwrap_or(u32::MAX)
 }
 
-/// The fraction closest to `a / b` among its continued fraction's convergents with a denominator of at most `most`.
+/// Leaf 15H: a crystal of very nearly [`CRYSTAL`], and what the TSC's frequency is of it.
 ///
-/// Software multiplies the numerator with a frequency in 32 bits, so both have to be small; a denominator up to 1000
-/// still tells any frequency to within a millionth.
+/// Software multiplies frequencies in kHz in 32 bits, so the fraction has to be of small numbers; the crystal takes
+/// up what that leaves, so that the TSC, which is not measured again, is right to within a Hz.
+fn crystal_leaf(tsc_hz: u64) -> [u32; 4] {
+    let (numerator, denominator) = ratio(tsc_hz, CRYSTAL, 4000);
+    if numerator == 0 {
+        return [0; 4];
+    }
+    let crystal = u128::from(tsc_hz) * u128::from(denominator) / u128::from(numerator);
+    [denominator, numerator, u32::try_from(crystal).unwrap_or(0), 0]
+}
+
+/// The fraction closest to `a / b` among its continued fraction's convergents of numbers up to `most`.
 fn ratio(a: u64, b: u64, most: u64) -> (u32, u32) {
     let (mut rest, mut divisor) = (a, b);
     let (mut before, mut best) = ((1, 0), (a / b.max(1), 1));
@@ -212,7 +225,7 @@ fn ratio(a: u64, b: u64, most: u64) -> (u32, u32) {
         let whole = rest / divisor;
         let next =
             (whole.saturating_mul(best.0).saturating_add(before.0), whole.saturating_mul(best.1) + before.1);
-        if next.1 > most {
+        if next.0.max(next.1) > most {
             break;
         }
         (before, best) = (best, next);
@@ -222,19 +235,19 @@ fn ratio(a: u64, b: u64, most: u64) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::ratio;
+    use super::{CRYSTAL, crystal_leaf};
 
     #[test]
-    fn ratios_of_frequencies_are_close_and_small() {
-        for hz in [2_299_998_000u64, 2_400_000_000, 3_693_061_123, 999_999_999, 5_123_456_789, 1_000_000_000]
+    fn the_crystal_and_its_ratio_tell_the_time_stamp_counters_frequency() {
+        for hz in [2_299_998_000u64, 2_400_000_000, 3_693_061_123, 999_999_999, 5_123_456_789, 2_000_666_666]
         {
-            let (numerator, denominator) = ratio(hz, 1_000_000_000, 1000);
-            assert!((1..=1000).contains(&denominator));
-            let told = 1_000_000_000 * u128::from(numerator) / u128::from(denominator);
-            let error = (told as u64).abs_diff(hz);
-            assert!(error * 1_000_000 / hz <= 1, "{hz} Hz told as {told}");
+            let [denominator, numerator, crystal, _] = crystal_leaf(hz).map(u64::from);
+            assert!((crystal * numerator / denominator).abs_diff(hz) <= 10, "{hz} Hz");
+            assert!(crystal.abs_diff(CRYSTAL) < CRYSTAL / 1000, "{crystal} Hz");
+            assert!(numerator * crystal / 1000 <= u64::from(u32::MAX), "{numerator}/{denominator}");
         }
-        assert_eq!(ratio(2_500_000_000, 1_000_000_000, 1000), (5, 2));
-        assert_eq!(ratio(0, 1_000_000_000, 1000), (0, 1));
+        assert_eq!(crystal_leaf(2_500_000_000), [2, 5, CRYSTAL as u32, 0]);
+        assert_eq!(crystal_leaf(0), [0; 4]);
+        assert_eq!(crystal_leaf(1000), [0; 4]);
     }
 }

@@ -18,6 +18,7 @@ mod leaves;
 mod named;
 
 use feature::{Feature, Features, Origin};
+use host::Host;
 
 /// The name of the model that has all that the host and Ringside offer.
 const HOST: &str = "host";
@@ -138,9 +139,9 @@ impl CpuModel {
         }
         let signature = match named {
             Some(model) => model.signature,
-            None => host::intel_signature().unwrap_or_else(|| named::nearest_signature(&features)),
+            None => Host::get().intel_signature().unwrap_or_else(|| named::nearest_signature(&features)),
         };
-        let physical_bits = host::physical_bits().clamp(36, MOST_PHYSICAL_BITS);
+        let physical_bits = Host::get().physical_bits().clamp(36, MOST_PHYSICAL_BITS);
         Ok(Self { name, signature, features, cpus: cpus.max(1), physical_bits })
     }
 

@@ -1,0 +1,448 @@
+//! The interpreter: finds the block at RIP, runs its instructions, and looks at what came up in between.
+
+use std::sync::Arc;
+
+use engine::{Attention, CpuEvent, Signals, VmExit};
+use exits::{Detail, Exit};
+use guest_memory::Offset;
+use x86::{ExitReason, Flags};
+
+use crate::block::{Blocks, NO_BLOCK, NewBlock, Regime};
+use crate::cpu::Cpu;
+use crate::decode::MOST;
+use crate::insn::{Insn, Stop};
+use crate::instructions::event::{Event, TripleFault};
+use crate::mmu::{Access, NO_PAGE};
+use crate::shared::Peers;
+
+/// A vCPU with its decoded code.
+pub struct Interpreter {
+    /// The processor.
+    pub cpu: Cpu,
+    blocks: Blocks,
+    attention: Arc<Attention>,
+    peers: Peers,
+    /// An interrupt waits at the local APIC for RFLAGS.IF.
+    interrupt_waits: bool,
+    /// NMIs were blocked when the controller was last asked: ask again when they no longer are.
+    nmi_waits: bool,
+    /// The generation of the native unit that the blocks' stubs belong to.
+    native_generation: u64,
+    scratch: Vec<Insn>,
+}
+
+/// Why the inner loop came back.
+enum Leave {
+    /// `run` returns this.
+    Exit(VmExit),
+    /// Look at what came up, and go on.
+    Boundary,
+}
+
+impl Interpreter {
+    /// Around a processor.
+    pub fn new(cpu: Cpu, attention: Arc<Attention>, peers: Peers) -> Self {
+        let native_generation = cpu.native.unit.generation();
+        Self {
+            cpu,
+            blocks: Blocks::new(),
+            attention,
+            peers,
+            interrupt_waits: false,
+            nmi_waits: false,
+            native_generation,
+            scratch: Vec::new(),
+        }
+    }
+
+    /// Runs the guest until something outside has to decide.
+    pub fn run(&mut self) -> VmExit {
+        self.peers.enter();
+        self.answer_peers();
+        let exit = self.run_until_exit();
+        self.peers.leave();
+        exit
+    }
+
+    fn run_until_exit(&mut self) -> VmExit {
+        // The controller may have had something before the first instruction.
+        self.attention.raise(Signals::INTERRUPT);
+        loop {
+            if let Err(exit) = self.boundary() {
+                return exit;
+            }
+            let leave = if self.steps_alone() { self.single() } else { self.free_run() };
+            if let Leave::Exit(exit) = leave {
+                return exit;
+            }
+        }
+    }
+
+    /// Whether the next instruction must run by itself: a shadow covers it, or it is traced.
+    fn steps_alone(&self) -> bool {
+        self.cpu.shadow || self.cpu.system_flags.contains(Flags::TF)
+    }
+
+    /// Blocks after blocks, until there is something to look at.
+    fn free_run(&mut self) -> Leave {
+        loop {
+            if self.attention.pending() || self.interrupt_waits && self.cpu.system_flags.contains(Flags::IF) {
+                return Leave::Boundary;
+            }
+            let regime = self.regime();
+            let rip = self.cpu.rip;
+            let number = match self.blocks.recent(rip, regime) {
+                Some(number) if self.blocks.is_fresh(self.blocks.get(number), &self.cpu.memory) => number,
+                _ => match self.look_up(rip, regime) {
+                    Ok(NO_BLOCK) => return self.single(),
+                    Ok(number) => number,
+                    Err(stop) => return self.stopped_before(stop),
+                },
+            };
+            let block = *self.blocks.get(number);
+            self.cpu.block_rip = rip;
+            self.cpu.rip = block.end;
+            self.cpu.mmu.executing = block.pages;
+            let insns = self.blocks.insns(&block);
+            if let Err((at, stop)) = execute(&mut self.cpu, insns) {
+                let insn = insns[at];
+                if let Some(leave) = self.stopped(&insn, at as u64, stop) {
+                    return leave;
+                }
+                if self.steps_alone() {
+                    return Leave::Boundary;
+                }
+            }
+        }
+    }
+
+    /// One instruction, outside any kept block: it may store to the page that it comes from.
+    fn single(&mut self) -> Leave {
+        let traced = self.cpu.system_flags.contains(Flags::TF);
+        self.cpu.shadow = false;
+        let rip = self.cpu.rip;
+        let mut insns = std::mem::take(&mut self.scratch);
+        insns.clear();
+        let leave = match self.fetch_one(rip, &mut insns) {
+            Err(stop) => self.stopped_before(stop),
+            Ok(len) => {
+                self.cpu.block_rip = rip;
+                self.cpu.rip = self.wrapped(rip.wrapping_add(len));
+                self.cpu.mmu.executing = [NO_PAGE; 2];
+                let leave = match execute(&mut self.cpu, &insns) {
+                    Ok(()) => None,
+                    Err((at, stop)) => {
+                        let insn = insns[at];
+                        let fault = stop == Stop::Fault;
+                        let leave = self.stopped(&insn, at as u64, stop);
+                        if fault { Some(leave.unwrap_or(Leave::Boundary)) } else { leave }
+                    }
+                };
+                match leave {
+                    Some(leave) => leave,
+                    None if traced => self.single_step_trap(),
+                    None => Leave::Boundary,
+                }
+            }
+        };
+        insns.clear();
+        self.scratch = insns;
+        leave
+    }
+
+    /// RIP as the code segment's size has it.
+    fn wrapped(&self, rip: u64) -> u64 {
+        match self.cpu.mode.code_size() {
+            64 => rip,
+            32 => rip & 0xffff_ffff,
+            _ => rip & 0xffff,
+        }
+    }
+
+    fn single_step_trap(&mut self) -> Leave {
+        self.cpu.debug[4] |= 1 << 14;
+        self.deliver(Event::Exception(x86::Exception::new(x86::Vector::Debug)))
+    }
+
+    /// Handles what ended a block before its last instruction, or at it. `None`: go on with the next block.
+    fn stopped(&mut self, insn: &Insn, executed: u64, stop: Stop) -> Option<Leave> {
+        let not_run = match stop {
+            Stop::EndBlock | Stop::Exit => executed + 1,
+            Stop::Fault | Stop::OwnPage | Stop::Repeat => executed,
+        };
+        self.cpu.instructions += not_run;
+        match stop {
+            Stop::EndBlock => {
+                if !self.peers.is_settled() {
+                    self.settle();
+                }
+                if self.nmi_waits && !self.cpu.nmi_blocked {
+                    self.nmi_waits = false;
+                    self.attention.raise(Signals::INTERRUPT);
+                }
+                (self.cpu.halted || self.cpu.waits_for_sipi).then_some(Leave::Boundary)
+            }
+            Stop::Repeat => {
+                self.cpu.rip = self.cpu.this_rip(insn);
+                None
+            }
+            Stop::OwnPage => {
+                self.cpu.rip = self.cpu.this_rip(insn);
+                Some(self.single())
+            }
+            Stop::Fault => {
+                self.cpu.rip = self.cpu.this_rip(insn);
+                match self.deliver_fault() {
+                    Leave::Boundary => None,
+                    exit => Some(exit),
+                }
+            }
+            Stop::Exit => Some(Leave::Exit(self.cpu.exit.take().unwrap_or(VmExit::Interrupted))),
+        }
+    }
+
+    /// A fault of the fetch itself.
+    fn stopped_before(&mut self, stop: Stop) -> Leave {
+        match stop {
+            Stop::Fault => self.deliver_fault(),
+            _ => Leave::Boundary,
+        }
+    }
+
+    fn deliver_fault(&mut self) -> Leave {
+        match self.cpu.fault.take() {
+            Some(fault) => self.deliver(Event::Exception(fault)),
+            None => Leave::Boundary,
+        }
+    }
+
+    fn deliver(&mut self, event: Event) -> Leave {
+        match self.cpu.deliver(event) {
+            Ok(()) => Leave::Boundary,
+            Err(fault) => Leave::Exit(self.triple_fault(fault)),
+        }
+    }
+
+    fn triple_fault(&mut self, fault: TripleFault) -> VmExit {
+        VmExit::Shutdown(engine::DebugEvent { rip: self.cpu.rip, reason: fault.reason })
+    }
+
+    /// What has to be looked at between instructions.
+    fn boundary(&mut self) -> Result<(), VmExit> {
+        if self.attention.pending() {
+            self.take_signals()?;
+        }
+        if self.interrupt_waits && !self.cpu.shadow && self.cpu.system_flags.contains(Flags::IF) && !self.cpu.waits_for_sipi {
+            self.external_interrupt()?;
+        }
+        if self.cpu.waits_for_sipi {
+            return Err(VmExit::WaitForSipi);
+        }
+        if self.cpu.halted {
+            return Err(VmExit::Halt);
+        }
+        Ok(())
+    }
+
+    fn take_signals(&mut self) -> Result<(), VmExit> {
+        if self.attention.take(Signals::ENGINE) {
+            self.answer_peers();
+        }
+        if self.attention.take(Signals::INTERRUPT) {
+            self.take_events()?;
+            self.nmi_waits = self.cpu.nmi_blocked;
+            self.interrupt_waits = self.cpu.wires.interrupts.has_interrupt();
+        }
+        if self.attention.take(Signals::EXIT) {
+            return Err(VmExit::Interrupted);
+        }
+        Ok(())
+    }
+
+    fn take_events(&mut self) -> Result<(), VmExit> {
+        while let Some(event) = self.cpu.wires.interrupts.take_event(!self.cpu.nmi_blocked && !self.cpu.shadow) {
+            match event {
+                CpuEvent::Init => {
+                    self.cpu.init();
+                    self.blocks.clear();
+                }
+                CpuEvent::Sipi(vector) => self.cpu.start(vector),
+                CpuEvent::Nmi => {
+                    self.cpu.halted = false;
+                    self.cpu.nmi_blocked = true;
+                    self.cpu.deliver(Event::Nmi).map_err(|fault| self.triple_fault(fault))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn external_interrupt(&mut self) -> Result<(), VmExit> {
+        let Some(vector) = self.cpu.wires.interrupts.acknowledge() else {
+            self.interrupt_waits = false;
+            return Ok(());
+        };
+        self.cpu.halted = false;
+        let exit = |_: &Cpu| Exit { reason: ExitReason::ExternalInterrupt, detail: Detail::Vector(vector) };
+        let result = self.cpu.recorded(exit, |cpu| cpu.deliver(Event::Interrupt(vector)));
+        self.interrupt_waits = self.cpu.wires.interrupts.has_interrupt();
+        result.map_err(|fault| self.triple_fault(fault))
+    }
+
+    fn answer_peers(&mut self) {
+        let (mmu, marks) = (&mut self.cpu.mmu, self.cpu.memory.marks());
+        self.peers.take_requests(
+            |page| mmu.tlb.drop_writes(page),
+            |page| {
+                marks.written(page);
+            },
+        );
+    }
+
+    /// Waits until no other vCPU stores unseen to code that this one decoded.
+    #[cold]
+    fn settle(&mut self) {
+        for _ in 0..200 {
+            if self.peers.is_settled() || self.attention.is_raised(Signals::EXIT) {
+                return;
+            }
+            self.answer_peers();
+            std::thread::yield_now();
+        }
+    }
+
+    /// Everything that finding a block by its address depends on.
+    #[inline(always)]
+    fn regime(&self) -> Regime {
+        u64::from(self.cpu.mode.0)
+            | self.cpu.mmu.tlb.context() << 16
+            | u64::from(self.cpu.mmu.tlb.fetch_epoch()) << 32
+    }
+
+    /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.
+    #[inline(never)]
+    fn look_up(&mut self, rip: u64, regime: Regime) -> Result<u32, Stop> {
+        let linear = self.fetch_linear(rip)?;
+        let target = self.cpu.target(self.cpu.mmu.view, linear, Access::Fetch)?;
+        let Some(offset) = target.offset() else { return Ok(NO_BLOCK) };
+        if let Some(number) = self.blocks.find(offset, rip, self.cpu.mode) {
+            let block = *self.blocks.get(number);
+            // An instruction that crosses into another page is only good for the translation it was decoded with.
+            if block.pages[1] == NO_PAGE {
+                if self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset) {
+                    self.blocks.remember(rip, regime, number);
+                    return Ok(number);
+                }
+            }
+        }
+        self.decode_block(rip, linear, offset, regime)
+    }
+
+    fn refresh(&mut self, number: u32, offset: Offset) -> bool {
+        let generation = self.mark_code(offset);
+        self.blocks.refresh(number, &self.cpu.memory, [generation, 0])
+    }
+
+    /// The linear address of an instruction, within the code segment.
+    fn fetch_linear(&mut self, rip: u64) -> Result<u64, Stop> {
+        if self.cpu.mode.is_64() {
+            return Ok(rip);
+        }
+        if rip > u64::from(self.cpu.segments[1].limit) {
+            return Err(self.cpu.gp0());
+        }
+        Ok(rip.wrapping_add(self.cpu.bases[1]) & 0xffff_ffff)
+    }
+
+    /// Marks a page as holding code, and stops everyone's unseen stores to it. Gives the page's generation.
+    fn mark_code(&mut self, offset: Offset) -> u32 {
+        let page = offset & !0xfff;
+        let (generation, new) = self.cpu.memory.marks().mark_code(page);
+        if new {
+            self.cpu.mmu.tlb.drop_writes(page);
+            self.peers.announce_code(page);
+        }
+        generation
+    }
+
+    fn decode_block(&mut self, rip: u64, linear: u64, offset: Offset, regime: Regime) -> Result<u32, Stop> {
+        if self.blocks.is_full() {
+            self.forget();
+        }
+        let generation = self.mark_code(offset);
+        let mut bytes = [0; 512];
+        let len = (4096 - (offset & 0xfff) as usize).min(bytes.len());
+        self.cpu.memory.read_bytes(offset, &mut bytes[..len]);
+        let mut insns = std::mem::take(&mut self.scratch);
+        insns.clear();
+        let decoded = self.cpu.decode(rip, &bytes[..len], MOST, &mut insns);
+        if self.cpu.native.unit.generation() != self.native_generation {
+            // The stubs of all blocks are gone.
+            self.forget();
+            self.scratch = insns;
+            return self.decode_block(rip, linear, offset, regime);
+        }
+        let number = if decoded.truncated || insns.is_empty() {
+            NO_BLOCK
+        } else {
+            let number = self.blocks.insert(&NewBlock {
+                rip,
+                mode: self.cpu.mode,
+                offset,
+                pages: [offset & !0xfff, NO_PAGE],
+                generations: [generation, 0],
+                bytes: &bytes[..decoded.len],
+                insns: &insns,
+            });
+            self.blocks.remember(rip, regime, number);
+            number
+        };
+        self.scratch = insns;
+        Ok(number)
+    }
+
+    fn forget(&mut self) {
+        self.blocks.clear();
+        self.cpu.native.insns.clear();
+        self.native_generation = self.cpu.native.unit.generation();
+    }
+
+    /// Fetches and decodes one instruction that may cross into another page, or lie where no RAM is. Gives its length.
+    fn fetch_one(&mut self, rip: u64, insns: &mut Vec<Insn>) -> Result<u64, Stop> {
+        let linear = self.fetch_linear(rip)?;
+        let mut bytes = [0; 15];
+        let first = (4096 - (linear & 0xfff) as usize).min(15);
+        let view = self.cpu.mmu.view;
+        self.cpu.fetch_bytes(view, linear, &mut bytes[..first])?;
+        let decoded = self.cpu.decode(rip, &bytes[..first], 1, insns);
+        if !decoded.truncated {
+            return Ok(decoded.len as u64);
+        }
+        insns.clear();
+        let next = linear.wrapping_add(first as u64);
+        self.cpu.fetch_bytes(view, next, &mut bytes[first..])?;
+        Ok(self.cpu.decode(rip, &bytes, 1, insns).len as u64)
+    }
+
+    /// Blocks and instructions kept, for counters.
+    pub fn block_counts(&self) -> (usize, usize) {
+        self.blocks.counts()
+    }
+
+    /// Forgets all decoded code: the state was replaced.
+    pub fn reset_code(&mut self) {
+        self.forget();
+    }
+}
+
+/// Runs instructions one after another. Gives the index of the one that did not simply finish.
+#[inline(always)]
+fn execute(cpu: &mut Cpu, insns: &[Insn]) -> Result<(), (usize, Stop)> {
+    for (at, insn) in insns.iter().enumerate() {
+        if let Err(stop) = (insn.run)(cpu, insn) {
+            return Err((at, stop));
+        }
+    }
+    cpu.instructions += insns.len() as u64;
+    Ok(())
+}

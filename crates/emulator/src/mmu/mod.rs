@@ -1,0 +1,106 @@
+//! From linear addresses to RAM and devices: the walk of the guest's page tables, the translation cache, and the
+//! accesses that go through it.
+
+mod access;
+mod tlb;
+mod walk;
+
+pub use access::{Place, Target};
+pub use tlb::Tlb;
+pub use walk::{Paging, Translation};
+
+use guest_memory::Offset;
+use x86::{Cr0, Cr4, Efer};
+
+use crate::cpu::Cpu;
+
+/// What an access is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store, or the load of a read-modify-write.
+    Write,
+    /// An instruction fetch.
+    Fetch,
+}
+
+/// Whose rights an access has: what the translation cache keeps apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum View {
+    /// CPL 0 to 2, or an implicit access to a system table; SMAP holds.
+    Supervisor = 0,
+    /// CPL 0 to 2 where SMAP does not hold, because RFLAGS.AC is set or CR4.SMAP is clear.
+    SupervisorUnguarded = 1,
+    /// CPL 3.
+    User = 2,
+}
+
+/// No page: for [`Mmu::executing`].
+pub const NO_PAGE: Offset = Offset::MAX;
+
+/// The memory-management unit's state.
+pub struct Mmu {
+    /// The translation cache.
+    pub tlb: Tlb,
+    /// How the guest's tables are to be read.
+    pub paging: Paging,
+    /// The present explicit view.
+    pub view: View,
+    /// The pages that the running block was decoded from: a store there stops the block first.
+    pub executing: [Offset; 2],
+}
+
+impl Mmu {
+    /// With an empty cache and paging off.
+    pub fn new() -> Self {
+        Self {
+            tlb: Tlb::new(),
+            paging: Paging::default(),
+            view: View::Supervisor,
+            executing: [NO_PAGE; 2],
+        }
+    }
+
+    /// Follows a change of CPL or RFLAGS.AC.
+    pub fn set_view(&mut self, cpl: u8, ac: bool) {
+        self.view = match (cpl == 3, ac || !self.paging.smap) {
+            (true, _) => View::User,
+            (false, true) => View::SupervisorUnguarded,
+            (false, false) => View::Supervisor,
+        };
+    }
+}
+
+impl Default for Mmu {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Cpu {
+    /// Follows a change of CR0, CR3, CR4 or EFER that may change translations: all cached ones are dropped.
+    pub fn update_paging(&mut self) {
+        self.mmu.paging = Paging::new(self.cr0, self.cr3, self.cr4, self.efer, self.wires.model.physical_bits());
+        self.mmu.tlb.flush_all();
+        self.update_mode();
+    }
+
+    /// A load of CR3 with the same paging mode. SDM vol. 3, *Invalidation of TLBs and Paging-Structure Caches*.
+    pub fn switch_address_space(&mut self, keep: bool) {
+        self.mmu.paging.root = self.cr3;
+        let pcid = if self.cr4.contains(Cr4::PCIDE) { self.cr3 & 0xfff } else { 0 };
+        self.mmu.tlb.switch(pcid as u16, keep && self.cr4.contains(Cr4::PCIDE));
+    }
+
+    /// Whether paging is on.
+    pub fn paging_enabled(&self) -> bool {
+        self.cr0.contains(Cr0::PG)
+    }
+
+    /// Whether EFER.NXE is set.
+    pub fn execute_disable_enabled(&self) -> bool {
+        self.efer.contains(Efer::NXE)
+    }
+}

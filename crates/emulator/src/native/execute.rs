@@ -1,0 +1,185 @@
+//! Running a native instruction as part of the guest: the checks that go before it, and its memory operand.
+
+use guest_memory::Offset;
+use iced_x86::Instruction;
+use x86::{Cr4, Exception, Vector};
+
+use super::{MemoryKind, MemoryUse, NativeFault, NativeInsn, StateClass};
+use crate::cpu::Cpu;
+use crate::insn::{Handler, Insn, Stop};
+use crate::mmu::{Access, Place};
+use crate::mode::VectorMode;
+
+/// The largest memory operand, in bytes.
+const LARGEST: usize = 128;
+
+/// Picks the handler of a native instruction: by what it needs besides its registers.
+pub fn handler(instruction: &Instruction, native: &NativeInsn, mode: VectorMode) -> Handler {
+    if let Some(refusal) = refusal(native.class, mode) {
+        return refusal;
+    }
+    let flags = instruction.rflags_read() | instruction.rflags_modified() != 0;
+    match (native.memory, flags) {
+        (None, false) => registers,
+        (None, true) => registers_and_flags,
+        (Some(_), false) => memory,
+        (Some(_), true) => memory_and_flags,
+    }
+}
+
+/// What CR0, CR4 and XCR0 make of a class of instructions. SDM vol. 3, *Providing Operating System Support for
+/// Instructions Using x87 and Vector State*.
+fn refusal(class: StateClass, mode: VectorMode) -> Option<Handler> {
+    let (em, ts) = (mode.has(VectorMode::EM), mode.has(VectorMode::TS));
+    let undefined = match class {
+        StateClass::General | StateClass::X87 | StateClass::Wait => false,
+        StateClass::Mmx => em,
+        StateClass::Sse => em || !mode.has(VectorMode::OSFXSR),
+        StateClass::Avx => !mode.has(VectorMode::AVX),
+        StateClass::Avx512 => !mode.has(VectorMode::AVX512),
+    };
+    let unavailable = match class {
+        StateClass::General => false,
+        StateClass::X87 => em || ts,
+        StateClass::Wait => ts && mode.has(VectorMode::MP),
+        _ => ts,
+    };
+    match (undefined, unavailable) {
+        (true, _) => Some(crate::instructions::undefined),
+        (false, true) => Some(device_not_available),
+        (false, false) => None,
+    }
+}
+
+/// #NM.
+fn device_not_available(cpu: &mut Cpu, _: &Insn) -> Result<(), Stop> {
+    Err(cpu.raise(Exception::new(Vector::DeviceNotAvailable)))
+}
+
+fn registers(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let native = cpu.native.insns[insn.aux as usize];
+    let mut flags = 0;
+    call(cpu, &native, &mut flags, std::ptr::null_mut())
+}
+
+fn registers_and_flags(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let native = cpu.native.insns[insn.aux as usize];
+    let mut flags = cpu.flags.bits();
+    call(cpu, &native, &mut flags, std::ptr::null_mut())?;
+    cpu.flags.set_bits(flags);
+    Ok(())
+}
+
+fn memory(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    with_memory(cpu, insn, &mut 0)
+}
+
+fn memory_and_flags(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let mut flags = cpu.flags.bits();
+    with_memory(cpu, insn, &mut flags)?;
+    cpu.flags.set_bits(flags);
+    Ok(())
+}
+
+#[inline(always)]
+fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> {
+    let native = cpu.native.insns[insn.aux as usize];
+    let Some(operand) = native.memory else { return call(cpu, &native, flags, std::ptr::null_mut()) };
+    let size = u64::from(operand.size).max(1);
+    let linear =
+        if operand.writes { cpu.linear::<true>(insn, size)? } else { cpu.linear::<false>(insn, size)? };
+    if operand.alignment > 1 && operand.is_misaligned(linear, &cpu.vector) {
+        return Err(cpu.gp0());
+    }
+    let view = cpu.mmu.view;
+    let found = if operand.writes {
+        // What it reads besides may be read where it may be written.
+        cpu.mmu.tlb.write(view, linear, size)
+    } else {
+        cpu.mmu.tlb.read(view, linear, size)
+    };
+    match found {
+        Some(offset) => in_place(cpu, &native, flags, offset),
+        None => through_copy(cpu, &native, operand, flags, linear),
+    }
+}
+
+#[inline(always)]
+fn in_place(cpu: &mut Cpu, native: &NativeInsn, flags: &mut u64, offset: Offset) -> Result<(), Stop> {
+    let at = cpu.memory.host_address(offset).unwrap_or(0);
+    call(cpu, native, flags, at as *mut u8)
+}
+
+/// Executes the instruction; `at` is its operand, present whenever it has one, and no shorter than it.
+#[inline(always)]
+fn call(cpu: &mut Cpu, native: &NativeInsn, flags: &mut u64, at: *mut u8) -> Result<(), Stop> {
+    // SAFETY: `at` is either a copy on the stack that is as large as any operand, or guest RAM within a page
+    // (the translation cache gave its offset for the operand's whole size), which stays mapped while `cpu` has it.
+    let result = unsafe { cpu.native.unit.run(native, cpu.registers.all_mut(), flags, &mut cpu.vector, at) };
+    result.map_err(|fault| raise(cpu, fault))
+}
+
+#[cold]
+fn raise(cpu: &mut Cpu, fault: NativeFault) -> Stop {
+    match fault {
+        NativeFault::X87Exception => cpu.raise(Exception::new(Vector::X87FloatingPoint)),
+        NativeFault::SimdException if cpu.cr4.contains(Cr4::OSXMMEXCPT) => {
+            cpu.raise(Exception::new(Vector::SimdFloatingPoint))
+        }
+        NativeFault::SimdException => cpu.ud(),
+        NativeFault::GeneralProtection => cpu.gp0(),
+        // Stubs are only forgotten while a block is decoded, and every block with them.
+        NativeFault::Stale => cpu.ud(),
+    }
+}
+
+#[repr(align(64))]
+struct Copy([u8; LARGEST]);
+
+/// The slow way: the operand crosses a page, is not in the translation cache, or is a device's.
+#[cold]
+#[inline(never)]
+fn through_copy(
+    cpu: &mut Cpu,
+    native: &NativeInsn,
+    operand: MemoryUse,
+    flags: &mut u64,
+    linear: u64,
+) -> Result<(), Stop> {
+    let size = usize::from(operand.size).clamp(1, LARGEST);
+    let access = if operand.writes { Access::Write } else { Access::Read };
+    if operand.kind == MemoryKind::Whole {
+        let place = cpu.place_for(linear, size as u64, access)?;
+        let mut copy = Copy([0; LARGEST]);
+        if operand.reads {
+            cpu.read_place(place, &mut copy.0[..size]);
+        }
+        call(cpu, native, flags, copy.0.as_mut_ptr())?;
+        if operand.writes {
+            cpu.write_place(place, &copy.0[..size]);
+        }
+        return Ok(());
+    }
+    // Masked: only the touched bytes may fault; each is looked up alone.
+    let touched = operand.touched(&cpu.vector);
+    let mut places: [Option<Place>; 64] = [None; 64];
+    let mut copy = Copy([0; LARGEST]);
+    for (at, slot) in
+        places.iter_mut().enumerate().take(size.min(64)).filter(|(at, _)| touched >> at & 1 != 0)
+    {
+        let place = cpu.place_for(linear.wrapping_add(at as u64), 1, access)?;
+        if operand.reads {
+            cpu.read_place(place, &mut copy.0[at..=at]);
+        }
+        *slot = Some(place);
+    }
+    call(cpu, native, flags, copy.0.as_mut_ptr())?;
+    if operand.writes {
+        for (at, place) in places.iter().enumerate() {
+            if let Some(place) = place {
+                cpu.write_place(*place, &copy.0[at..=at]);
+            }
+        }
+    }
+    Ok(())
+}
