@@ -72,3 +72,83 @@ fn host_rdseed() -> Option<u64> {
     // SAFETY: the host has the instruction.
     std::arch::is_x86_feature_detected!("rdseed").then(|| unsafe { step() }).flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use x86::{Exception, Flags};
+
+    use crate::cpu::Cpu;
+    use crate::cpuid::feature;
+    use crate::testing::{long, run, wires_for};
+
+    const CPUID: [u8; 2] = [0x0f, 0xa2];
+
+    #[test]
+    fn cpuid_replaces_four_registers_whole() {
+        let mut cpu = long();
+        cpu.registers.all_mut().fill(u64::MAX);
+        cpu.registers.set(0, 0xffff_ffff_0000_000b);
+        cpu.registers.set(1, 0xffff_ffff_0000_0001);
+        run(&mut cpu, &CPUID).unwrap();
+        let expected = cpu.wires.model.cpuid(&cpu.cpuid_context(), 0xb, 1);
+        assert_eq!([0, 3, 1, 2].map(|register| cpu.registers.get(register)), expected.map(u64::from));
+        assert_eq!(cpu.registers.get(6), u64::MAX);
+    }
+
+    #[test]
+    fn cpuid_follows_the_processors_state() {
+        let osxsave = |cpu: &mut Cpu| {
+            cpu.registers.set(0, 1);
+            run(cpu, &CPUID).unwrap();
+            cpu.registers.get(1) >> 27 & 1
+        };
+        let mut cpu = long();
+        assert_eq!(osxsave(&mut cpu), 0);
+        cpu.cr4 |= x86::Cr4::OSXSAVE;
+        assert_eq!(osxsave(&mut cpu), 1);
+    }
+
+    /// RDRAND and RDSEED of RAX with 8, 4 and 2 bytes.
+    fn random_instructions(modrm: u8) -> [(Vec<u8>, u64); 3] {
+        [
+            (vec![0x48, 0x0f, 0xc7, modrm], 0),
+            (vec![0x0f, 0xc7, modrm], 0),
+            (vec![0x66, 0x0f, 0xc7, modrm], !0xffff),
+        ]
+    }
+
+    #[test]
+    fn random_numbers_differ_and_set_the_carry_flag_alone() {
+        for (feature, modrm) in [(feature::RDRAND, 0xf0), (feature::RDSEED, 0xf8)] {
+            for (bytes, kept) in random_instructions(modrm) {
+                let mut cpu = long();
+                if !cpu.wires.model.has(feature) {
+                    continue;
+                }
+                let mut numbers = std::collections::BTreeSet::new();
+                for _ in 0..8 {
+                    cpu.registers.set(0, u64::MAX);
+                    cpu.flags.set_bits(Flags::ARITHMETIC.bits());
+                    run(&mut cpu, &bytes).unwrap();
+                    assert!(cpu.flags.bits() & !Flags::CF.bits() == 0);
+                    if cpu.flags.cf() {
+                        numbers.insert(cpu.registers.get(0));
+                    }
+                    assert_eq!(cpu.registers.get(0) & kept, kept, "{bytes:x?}");
+                }
+                assert!(numbers.len() != 1, "{bytes:x?} gives {numbers:x?} each time");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_without_random_numbers_has_no_such_instructions() {
+        let mut cpu = long();
+        cpu.wires = wires_for("x86-64-v1");
+        for modrm in [0xf0, 0xf8] {
+            for (bytes, _) in random_instructions(modrm) {
+                assert_eq!(run(&mut cpu, &bytes), Err(Exception::ud()));
+            }
+        }
+    }
+}
