@@ -129,7 +129,7 @@ pub fn row(cpu: &mut Cpu, instruction: &Instruction) -> Chosen {
         return chosen(forbidden, true);
     }
     if row.exits.is_some() && cpu.wires.recorder.is_some() {
-        return chosen(exit::recorded, row.ends_block);
+        return chosen(exit::recorder(instruction), row.ends_block);
     }
     match row.kind {
         Kind::Handler(handler) => chosen(handler, row.ends_block),
