@@ -182,8 +182,8 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Popf | Popfd | Popfq => handler(control::popf).ends_block(),
         Cli => handler(control::cli).ends_block(),
         Sti => handler(control::sti).ends_block(),
-        Clac => handler(control::clac).privileged().ends_block(),
-        Stac => handler(control::stac).privileged().ends_block(),
+        Clac => handler(control::clac).ends_block(),
+        Stac => handler(control::stac).ends_block(),
 
         // The stack and near control flow.
         Push => select(stack::push),
@@ -297,7 +297,7 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Xrstor | Xrstor64 => handler(xsave::xrstor),
 
         // Hints and order.
-        Nop | Endbr32 | Endbr64 | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
+        Nop | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
         | Prefetchwt1 | Prefetch | Clflush | Clflushopt | Clwb | Cldemote | Serialize => handler(flag::nop),
         Lfence | Mfence | Sfence => handler(flag::fence),
         _ => undefined_row(),

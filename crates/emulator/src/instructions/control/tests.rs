@@ -177,6 +177,16 @@ fn access_control_changes_the_view_of_memory() {
     run(&mut cpu, &load).unwrap();
     run(&mut cpu, &[0x0f, 0x01, 0xca]).unwrap();
     assert_eq!(run(&mut cpu, &load).unwrap_err().vector, Vector::PageFault);
+    to_user(&mut cpu);
+    assert_eq!(run(&mut cpu, &[0x0f, 0x01, 0xcb]), Err(Exception::ud()));
+}
+
+#[test]
+fn a_shadow_stack_pointer_that_is_not_there_leaves_the_register_alone() {
+    let mut cpu = long();
+    cpu.registers.set(0, 77);
+    run(&mut cpu, &[0xf3, 0x48, 0x0f, 0x1e, 0xc8]).unwrap();
+    assert_eq!(cpu.registers.get(0), 77);
 }
 
 #[test]
