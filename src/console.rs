@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm::input::Input;
@@ -86,15 +87,10 @@ fn read_keys(present: &Present, input: &Input) {
     let mut keys = Keys::default();
     let mut buffer = [0; 4096];
     loop {
-        let count = match io::stdin().lock().read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                log::warn!("no more input: {error}");
-                break;
-            }
-        };
+        let count = read_some(&mut buffer);
+        if count == 0 {
+            break;
+        }
         for action in keys.read(&buffer[..count]) {
             act(action, present, input);
         }
@@ -126,15 +122,29 @@ fn act(action: Action, present: &Present, input: &Input) {
 fn read_bytes(input: &Input) {
     let mut buffer = [0; 4096];
     loop {
-        match io::stdin().lock().read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => input.send(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => {
-                log::warn!("no more input: {error}");
-                break;
-            }
+        match read_some(&mut buffer) {
+            0 => break,
+            count => input.send(&buffer[..count]),
         }
     }
     input.end();
+}
+
+/// Waits for input; 0 where no more will come.
+fn read_some(buffer: &mut [u8]) -> usize {
+    loop {
+        match io::stdin().lock().read(buffer) {
+            Ok(count) => return count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Somebody has made the terminal non-blocking.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let stdin = io::stdin();
+                let _ = poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None);
+            }
+            Err(error) => {
+                log::warn!("no more input: {error}");
+                return 0;
+            }
+        }
+    }
 }

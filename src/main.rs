@@ -30,8 +30,30 @@ fn main() -> ExitCode {
     match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            terminal::say(&format!("ringside: {error:#}\n"));
+            terminal::say(&format!("ringside: {}\n", with_causes(&error)));
             ExitCode::from(exit_status::HOST_ERROR)
         }
+    }
+}
+
+/// An error and its causes, but for those that it has told already.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let missing = || std::io::Error::other("no such disk");
+        let told = anyhow::Error::new(missing()).context("cannot write: no such disk");
+        assert_eq!(with_causes(&told), "cannot write: no such disk");
+        let untold = anyhow::Error::new(missing()).context("cannot write");
+        assert_eq!(with_causes(&untold), "cannot write: no such disk");
     }
 }

@@ -7,12 +7,12 @@ use devices::clock::Timers;
 use devices::interrupt::{ApicFeatures, InterruptFabric, VcpuBus};
 use devices::irq::{IrqLine, IrqSink};
 use devices::pit::{self, Pit};
-use emulator::cpuid::feature;
+use emulator::cpuid::{CpuidLeaf, feature};
 use emulator::{CpuModel, SoftVcpu, VcpuConfig};
 use engine::{Attention, Bus, EngineError, Space, Vcpu};
 use exits::Recorder;
 use guest_memory::GuestMemory;
-use kvm::KvmVm;
+use kvm::{CpuidEntry, KvmVm};
 
 use crate::config::{EngineChoice, MachineConfig};
 use crate::error::BuildError;
@@ -25,7 +25,15 @@ pub enum Engine {
     /// Ringside's own CPU, with the interrupt controllers and the PIT of `devices`.
     Soft(SoftMachine),
     /// `/dev/kvm`, with the kernel's.
-    Kvm(KvmVm),
+    Kvm(KvmMachine),
+}
+
+/// A machine in KVM.
+pub struct KvmMachine {
+    vm: KvmVm,
+    /// The CPU model, unless it is all that the host can do.
+    model: Option<CpuModel>,
+    tsc_frequency: u64,
 }
 
 /// What the software vCPUs of one machine share.
@@ -51,7 +59,7 @@ impl Engine {
         let unusable = match config.engine {
             EngineChoice::Soft => "not asked for".to_owned(),
             EngineChoice::Kvm | EngineChoice::Auto => match kvm::probe() {
-                Ok(_) => return Ok(Self::Kvm(KvmVm::new(memory)?)),
+                Ok(_) => return Ok(Self::Kvm(KvmMachine::new(config, memory, timers)?)),
                 Err(reason) => reason,
             },
         };
@@ -59,8 +67,7 @@ impl Engine {
             return Err(EngineError::Unavailable(format!("--engine kvm: {unusable}")).into());
         }
         log::info!("the software CPU runs the guest (/dev/kvm: {unusable})");
-        let model = CpuModel::parse(&config.cpu, config.cpus)
-            .map_err(|error| BuildError::CpuModel(error.to_string()))?;
+        let model = model(config)?;
         let features = ApicFeatures {
             physical_address_bits: u8::try_from(model.physical_bits()).unwrap_or(u8::MAX),
             x2apic: model.has(feature::X2APIC),
@@ -87,7 +94,7 @@ impl Engine {
     pub fn irqs(&self) -> Arc<dyn IrqSink> {
         match self {
             Self::Soft(soft) => soft.fabric.clone(),
-            Self::Kvm(vm) => Arc::new(KvmLines(vm.clone())),
+            Self::Kvm(kvm) => Arc::new(KvmLines(kvm.vm.clone())),
         }
     }
 
@@ -119,11 +126,38 @@ impl Engine {
     ) -> Result<VcpuAndBus, EngineError> {
         match self {
             Self::Soft(soft) => soft.vcpu(id, bus, attention, recorder),
-            Self::Kvm(vm) => {
-                let config = kvm::VcpuConfig { id, attention, cpuid: &[], recorder };
-                Ok((Box::new(vm.create_vcpu(config)?), bus))
+            Self::Kvm(kvm) => {
+                let cpuid = kvm.cpuid(id);
+                let config = kvm::VcpuConfig { id, attention, cpuid: &cpuid, recorder };
+                Ok((Box::new(kvm.vm.create_vcpu(config)?), bus))
             }
         }
+    }
+}
+
+fn model(config: &MachineConfig) -> Result<CpuModel, BuildError> {
+    CpuModel::parse(&config.cpu, config.cpus).map_err(|error| BuildError::CpuModel(error.to_string()))
+}
+
+impl KvmMachine {
+    fn new(config: &MachineConfig, memory: &GuestMemory, timers: &Timers) -> Result<Self, BuildError> {
+        let model = if config.cpu == "host" { None } else { Some(model(config)?) };
+        Ok(Self { vm: KvmVm::new(memory)?, model, tsc_frequency: timers.time().tsc_frequency() })
+    }
+
+    /// The CPUID table of vCPU `id`; empty for all that the host can do.
+    fn cpuid(&self, id: u32) -> Vec<CpuidEntry> {
+        let leaves = self.model.iter().flat_map(|model| model.leaves(id, self.tsc_frequency));
+        leaves
+            .map(|CpuidLeaf { leaf, subleaf, eax, ebx, ecx, edx }| CpuidEntry {
+                leaf,
+                subleaf,
+                eax,
+                ebx,
+                ecx,
+                edx,
+            })
+            .collect()
     }
 }
 

@@ -103,8 +103,7 @@ impl Shared {
     fn write_out(&self, sink: &mut dyn Write) -> io::Result<()> {
         let mut batch = Vec::with_capacity(CAPACITY);
         while self.take(&mut batch) {
-            sink.write_all(&batch)?;
-            sink.flush()?;
+            write_whole(sink, &batch)?;
             batch.clear();
             let state = self.lock();
             if state.queue.is_empty() && !state.closed {
@@ -128,6 +127,21 @@ impl Shared {
         }
         std::mem::swap(batch, &mut state.queue);
         true
+    }
+}
+
+/// Writes and flushes all of it, also to a terminal that somebody has made non-blocking.
+fn write_whole(sink: &mut dyn Write, mut bytes: &[u8]) -> io::Result<()> {
+    loop {
+        let done = if bytes.is_empty() { sink.flush().map(|()| 0) } else { sink.write(bytes) };
+        match done {
+            Ok(_) if bytes.is_empty() => return Ok(()),
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(count) => bytes = &bytes[count.min(bytes.len())..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(GATHER),
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -178,12 +192,20 @@ mod tests {
         }
     }
 
-    fn gated() -> (Ending, Output, OutputThread, mpsc::Sender<()>, Arc<Mutex<Vec<u8>>>) {
+    /// An output to a [`Gate`] that dropping `open` lets.
+    struct Gated {
+        output: Output,
+        thread: OutputThread,
+        open: mpsc::Sender<()>,
+        written: Arc<Mutex<Vec<u8>>>,
+    }
+
+    fn gated() -> Gated {
         let (open, gate) = mpsc::channel();
         let written = Arc::new(Mutex::new(Vec::new()));
-        let ending = Ending::new();
-        let (output, thread) = Output::start(Box::new(Gate(gate, written.clone())), &ending).unwrap();
-        (ending, output, thread, open, written)
+        let sink = Box::new(Gate(gate, written.clone()));
+        let (output, thread) = Output::start(sink, &Ending::new()).unwrap();
+        Gated { output, thread, open, written }
     }
 
     fn write(output: &mut Output, mut bytes: &[u8]) {
@@ -194,7 +216,7 @@ mod tests {
 
     #[test]
     fn everything_is_written_in_order_by_the_end() {
-        let (_ending, mut output, thread, open, written) = gated();
+        let Gated { mut output, thread, open, written } = gated();
         drop(open);
         let bytes: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
         for byte in &bytes {
@@ -206,12 +228,36 @@ mod tests {
 
     #[test]
     fn a_flood_is_refused_once_the_queue_is_full_and_a_stopped_run_does_not_wait_for_the_reader() {
-        let (_ending, mut output, thread, open, _written) = gated();
+        let Gated { mut output, thread, open, .. } = gated();
         let taken: usize = (0..10).map(|_| output.accept(&vec![0; CAPACITY])).sum();
         assert!((CAPACITY..=2 * CAPACITY).contains(&taken), "{taken}");
         assert_eq!(output.accept(b"x"), 0);
         thread.finish(true);
         drop(open);
+    }
+
+    #[test]
+    fn a_sink_that_does_not_block_still_gets_everything() {
+        struct Reluctant(u32, Arc<Mutex<Vec<u8>>>);
+        impl Write for Reluctant {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                if self.0 % 2 == 1 {
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                self.1.lock().unwrap().push(data[0]);
+                Ok(1)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let sink = Box::new(Reluctant(0, written.clone()));
+        let (mut output, thread) = Output::start(sink, &Ending::new()).unwrap();
+        write(&mut output, b"hello");
+        thread.finish(false);
+        assert_eq!(*written.lock().unwrap(), b"hello");
     }
 
     #[test]
