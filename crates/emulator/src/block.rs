@@ -194,7 +194,8 @@ impl Blocks {
     #[inline(always)]
     pub fn is_fresh(&self, block: &Block, memory: &GuestMemory) -> bool {
         memory.marks().generation(block.pages[0]) == block.generations[0]
-            && (block.pages[1] == NO_PAGE || memory.marks().generation(block.pages[1]) == block.generations[1])
+            && (block.pages[1] == NO_PAGE
+                || memory.marks().generation(block.pages[1]) == block.generations[1])
     }
 
     /// After a write to its pages: whether the block's bytes are still the same. Then it is fresh again.

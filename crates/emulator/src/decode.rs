@@ -1,6 +1,6 @@
 //! From guest bytes to [`Insn`]s.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::Cpu;
 use crate::insn::{FLAT, Insn, flag};
@@ -23,13 +23,16 @@ impl Cpu {
     /// Decodes instructions at `rip` from `bytes` until one ends the block, the bytes end, or there are `most`.
     pub fn decode(&mut self, rip: u64, bytes: &[u8], most: usize, insns: &mut Vec<Insn>) -> Decoded {
         let code_size = self.mode.code_size();
-        let mut decoder = Decoder::with_ip(code_size, bytes, rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(code_size, bytes, rip, self.wires.model.decoder_options());
         let mut instruction = Instruction::default();
         let first = insns.len();
         let mut len = 0;
         while insns.len() - first < most && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
-            if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() - len < 15 {
+            if instruction.is_invalid()
+                && decoder.last_error() == DecoderError::NoMoreBytes
+                && bytes.len() - len < 15
+            {
                 return Decoded { len, truncated: insns.len() == first };
             }
             let end = decoder.position();
@@ -145,11 +148,11 @@ fn address_shift(instruction: &Instruction, code_size: u32) -> u8 {
     // LOOP, JCXZ and XLATB: by the address-size prefix, which the code tells.
     use iced_x86::Code::*;
     match instruction.code() {
-        Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX | Loope_rel8_32_CX
-        | Loopne_rel8_16_CX | Loopne_rel8_32_CX => 48,
-        Jecxz_rel8_16 | Jecxz_rel8_32 | Jecxz_rel8_64 | Loop_rel8_16_ECX | Loop_rel8_32_ECX | Loop_rel8_64_ECX
-        | Loope_rel8_16_ECX | Loope_rel8_32_ECX | Loope_rel8_64_ECX | Loopne_rel8_16_ECX
-        | Loopne_rel8_32_ECX | Loopne_rel8_64_ECX => 32,
+        Jcxz_rel8_16 | Jcxz_rel8_32 | Loop_rel8_16_CX | Loop_rel8_32_CX | Loope_rel8_16_CX
+        | Loope_rel8_32_CX | Loopne_rel8_16_CX | Loopne_rel8_32_CX => 48,
+        Jecxz_rel8_16 | Jecxz_rel8_32 | Jecxz_rel8_64 | Loop_rel8_16_ECX | Loop_rel8_32_ECX
+        | Loop_rel8_64_ECX | Loope_rel8_16_ECX | Loope_rel8_32_ECX | Loope_rel8_64_ECX
+        | Loopne_rel8_16_ECX | Loopne_rel8_32_ECX | Loopne_rel8_64_ECX => 32,
         _ => 0,
     }
 }
@@ -207,7 +210,9 @@ pub fn operand_size(instruction: &Instruction, shape: &Shape) -> u8 {
         {
             by_code
         }
-        Call | Jmp if instruction.is_call_far_indirect() || instruction.is_jmp_far_indirect() => memory.saturating_sub(2),
+        Call | Jmp if instruction.is_call_far_indirect() || instruction.is_jmp_far_indirect() => {
+            memory.saturating_sub(2)
+        }
         Call | Jmp if instruction.op_kind(0) == OpKind::FarBranch16 => 2,
         Call | Jmp if instruction.op_kind(0) == OpKind::FarBranch32 => 4,
         _ => match instruction.stack_pointer_increment().unsigned_abs() as u8 {
@@ -221,5 +226,8 @@ pub fn operand_size(instruction: &Instruction, shape: &Shape) -> u8 {
 /// Whether neither a register nor memory tells the size.
 fn no_sized_operand(instruction: &Instruction) -> bool {
     use OpKind::*;
-    (0..instruction.op_count()).all(|n| is_immediate(instruction.op_kind(n)) || matches!(instruction.op_kind(n), NearBranch16 | NearBranch32 | NearBranch64))
+    (0..instruction.op_count()).all(|n| {
+        is_immediate(instruction.op_kind(n))
+            || matches!(instruction.op_kind(n), NearBranch16 | NearBranch32 | NearBranch64)
+    })
 }

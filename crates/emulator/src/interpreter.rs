@@ -232,7 +232,11 @@ impl Interpreter {
         if self.attention.pending() {
             self.take_signals()?;
         }
-        if self.interrupt_waits && !self.cpu.shadow && self.cpu.system_flags.contains(Flags::IF) && !self.cpu.waits_for_sipi {
+        if self.interrupt_waits
+            && !self.cpu.shadow
+            && self.cpu.system_flags.contains(Flags::IF)
+            && !self.cpu.waits_for_sipi
+        {
             self.external_interrupt()?;
         }
         if self.cpu.waits_for_sipi {
@@ -260,7 +264,9 @@ impl Interpreter {
     }
 
     fn take_events(&mut self) -> Result<(), VmExit> {
-        while let Some(event) = self.cpu.wires.interrupts.take_event(!self.cpu.nmi_blocked && !self.cpu.shadow) {
+        while let Some(event) =
+            self.cpu.wires.interrupts.take_event(!self.cpu.nmi_blocked && !self.cpu.shadow)
+        {
             match event {
                 CpuEvent::Init => {
                     self.cpu.init();

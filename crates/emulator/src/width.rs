@@ -65,5 +65,13 @@ width!(u16, i16, registers, number, value, registers.get(number) as u16, {
     let old = registers.get(number);
     registers.set(number, old & !0xffff | u64::from(value));
 });
-width!(u32, i32, registers, number, value, registers.get(number) as u32, registers.set(number, u64::from(value)));
+width!(
+    u32,
+    i32,
+    registers,
+    number,
+    value,
+    registers.get(number) as u32,
+    registers.set(number, u64::from(value))
+);
 width!(u64, i64, registers, number, value, registers.get(number), registers.set(number, value));

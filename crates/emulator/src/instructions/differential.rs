@@ -49,7 +49,9 @@ impl Random {
 
 /// General registers of each size that the test may use: not RSP, and not RSI, which addresses memory.
 fn register(random: &mut Random, size: u32) -> Register {
-    let pick = |registers: &[Register], random: &mut Random| registers[random.below(registers.len() as u64) as usize];
+    let pick = |registers: &[Register], random: &mut Random| {
+        registers[random.below(registers.len() as u64) as usize]
+    };
     use Register::*;
     match size {
         8 => pick(&[AL, CL, DL, BL, AH, CH, DH, BH, R8L, R12L, R15L, DIL], random),
@@ -179,7 +181,8 @@ fn handlers_agree_with_the_host_processor() {
         let mut done = 0;
         for _ in 0..400 {
             let Some(instruction) = instance(code, &mut random) else { break };
-            if !is_listed(&instruction) || matches!(lookup(&instruction).kind, Kind::Native | Kind::Undefined) {
+            if !is_listed(&instruction) || matches!(lookup(&instruction).kind, Kind::Native | Kind::Undefined)
+            {
                 break;
             }
             let Some((instruction, bytes)) = encoded(&instruction) else { continue };
@@ -196,7 +199,12 @@ fn handlers_agree_with_the_host_processor() {
                     && (ours.flags ^ host.flags) & defined & RFLAGS_ARITHMETIC == 0
                     && ours.memory == host.memory,
                 "{code:?} {bytes:02x?} with registers {:x?} flags {:x}: flags {:x} against {:x}, registers\n{:x?}\n{:x?}",
-                before.gprs, before.flags, ours.flags, host.flags, ours.gprs, host.gprs,
+                before.gprs,
+                before.flags,
+                ours.flags,
+                host.flags,
+                ours.gprs,
+                host.gprs,
             );
             done += 1;
         }

@@ -62,7 +62,7 @@ impl Shape {
         let size_of = |n: u32| match kind(n) {
             Some(OpKind::Register) => insn.op_register(n).size() as u8,
             Some(OpKind::Memory) => memory_size,
-            Some(k) if is_immediate(k) => 0,
+            Some(k) if is_string(k) => memory_size,
             _ => 0,
         };
         Self {
@@ -74,7 +74,9 @@ impl Shape {
             source_size: size_of(1),
             lock: insn.has_lock_prefix(),
             by_cl: kind(1) == Some(OpKind::Register) && insn.op_register(1) == Register::CL
-                || insn.op_count() == 3 && kind(2) == Some(OpKind::Register) && insn.op_register(2) == Register::CL,
+                || insn.op_count() == 3
+                    && kind(2) == Some(OpKind::Register)
+                    && insn.op_register(2) == Register::CL,
             third_immediate: kind(2).is_some_and(is_immediate),
         }
     }
@@ -94,6 +96,23 @@ pub fn is_immediate(kind: OpKind) -> bool {
             | Immediate8to64
             | Immediate32to64
             | Immediate8_2nd
+    )
+}
+
+/// Whether an operand is a string instruction's memory.
+fn is_string(kind: OpKind) -> bool {
+    use OpKind::*;
+    matches!(
+        kind,
+        MemorySegSI
+            | MemorySegESI
+            | MemorySegRSI
+            | MemorySegDI
+            | MemorySegEDI
+            | MemorySegRDI
+            | MemoryESDI
+            | MemoryESEDI
+            | MemoryESRDI
     )
 }
 

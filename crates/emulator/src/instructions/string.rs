@@ -108,7 +108,10 @@ fn movs_once<W: Width>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, St
         let run = count.min(in_page(from, size)).min(in_page(to, size));
         // A run may repeat its own beginning (`to` a little above `from`), but never within one element.
         let apart = to.wrapping_sub(from) >= size;
-        if run > 1 && apart && let (Some(source), Some(target)) = both(cpu, from, to, size) {
+        if run > 1
+            && apart
+            && let (Some(source), Some(target)) = both(cpu, from, to, size)
+        {
             cpu.memory.copy_forward(source, target, run * size);
             cpu.advance(RSI, run * size, insn);
             cpu.advance(RDI, run * size, insn);
@@ -142,7 +145,9 @@ fn stos_once<W: Width>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, St
     let value = W::read(&cpu.registers, 0);
     if count > 1 && run_allowed(cpu) {
         let run = count.min(in_page(to, size));
-        if run > 1 && let Some(target) = cpu.mmu.tlb.write(cpu.mmu.view, to, size) {
+        if run > 1
+            && let Some(target) = cpu.mmu.tlb.write(cpu.mmu.view, to, size)
+        {
             cpu.memory.fill(target, value, run);
             cpu.advance(RDI, run * size, insn);
             return Ok(run);

@@ -13,7 +13,9 @@ pub fn lookup(instruction: &Instruction) -> Row {
     match instruction.mnemonic() {
         Mnemonic::Mov | Mnemonic::Push | Mnemonic::Pop => special_register(instruction).unwrap_or(row),
         // Two mnemonics stand for a string instruction and for one of SSE2.
-        Mnemonic::Movsd | Mnemonic::Cmpsd if !instruction.is_string_instruction() => native_or_undefined(instruction),
+        Mnemonic::Movsd | Mnemonic::Cmpsd if !instruction.is_string_instruction() => {
+            native_or_undefined(instruction)
+        }
         Mnemonic::Jmp | Mnemonic::Call => far_branch(instruction).unwrap_or(row),
         _ if matches!(row.kind, Kind::Undefined) => native_or_undefined(instruction),
         _ => row,
@@ -35,8 +37,12 @@ fn special_register(instruction: &Instruction) -> Option<Row> {
     Some(match instruction.mnemonic() {
         Mnemonic::Push if first.is_segment_register() => handler(segment::push_segment),
         Mnemonic::Pop if first.is_segment_register() => handler(segment::pop_segment).ends_block(),
-        Mnemonic::Mov if first.is_segment_register() && memory => handler(segment::mov_to_segment_memory).ends_block(),
-        Mnemonic::Mov if first.is_segment_register() => handler(segment::mov_to_segment_register).ends_block(),
+        Mnemonic::Mov if first.is_segment_register() && memory => {
+            handler(segment::mov_to_segment_memory).ends_block()
+        }
+        Mnemonic::Mov if first.is_segment_register() => {
+            handler(segment::mov_to_segment_register).ends_block()
+        }
         Mnemonic::Mov if second.is_segment_register() && memory => handler(segment::mov_from_segment_memory),
         Mnemonic::Mov if second.is_segment_register() => handler(segment::mov_from_segment_register),
         Mnemonic::Mov if first.is_cr() => exiting(control::mov_to_cr, Reason::CrAccess),
@@ -297,8 +303,10 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Xrstor | Xrstor64 => handler(xsave::xrstor),
 
         // Hints and order.
-        Nop | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchw
-        | Prefetchwt1 | Prefetch | Clflush | Clflushopt | Clwb | Cldemote | Serialize => handler(flag::nop),
+        Nop | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1
+        | Prefetcht2 | Prefetchw | Prefetchwt1 | Prefetch | Clflush | Clflushopt | Clwb | Cldemote => {
+            handler(flag::nop)
+        }
         Lfence | Mfence | Sfence => handler(flag::fence),
         _ => undefined_row(),
     }

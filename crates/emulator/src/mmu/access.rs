@@ -74,17 +74,22 @@ impl Cpu {
         let (attributes, limit) = (register.attributes, u64::from(register.limit));
         let linear = offset.wrapping_add(register.base) & 0xffff_ffff;
         let last = offset.wrapping_add(size - 1);
-        let in_limit = if attributes.contains(Attributes::EXPAND_DOWN) && !attributes.contains(Attributes::CODE) {
-            let top = if attributes.contains(Attributes::DB) { 0xffff_ffff } else { 0xffff };
-            offset > limit && last <= top
-        } else {
-            last <= limit
-        };
+        let in_limit =
+            if attributes.contains(Attributes::EXPAND_DOWN) && !attributes.contains(Attributes::CODE) {
+                let top = if attributes.contains(Attributes::DB) { 0xffff_ffff } else { 0xffff };
+                offset > limit && last <= top
+            } else {
+                last <= limit
+            };
         let writable = attributes.contains(Attributes::WRITABLE) && !attributes.contains(Attributes::CODE);
         let readable = !attributes.contains(Attributes::CODE) || attributes.contains(Attributes::WRITABLE);
         let real = self.mode.is_real_or_v86();
         let typed = real || if write { writable } else { readable };
-        if in_limit && typed && !attributes.contains(Attributes::UNUSABLE) && attributes.contains(Attributes::P) {
+        if in_limit
+            && typed
+            && !attributes.contains(Attributes::UNUSABLE)
+            && attributes.contains(Attributes::P)
+        {
             return Ok(linear);
         }
         let stack = segment == SegmentRegister::Ss as u8;

@@ -55,12 +55,7 @@ pub struct Mmu {
 impl Mmu {
     /// With an empty cache and paging off.
     pub fn new() -> Self {
-        Self {
-            tlb: Tlb::new(),
-            paging: Paging::default(),
-            view: View::Supervisor,
-            executing: [NO_PAGE; 2],
-        }
+        Self { tlb: Tlb::new(), paging: Paging::default(), view: View::Supervisor, executing: [NO_PAGE; 2] }
     }
 
     /// Follows a change of CPL or RFLAGS.AC.
@@ -82,7 +77,8 @@ impl Default for Mmu {
 impl Cpu {
     /// Follows a change of CR0, CR3, CR4 or EFER that may change translations: all cached ones are dropped.
     pub fn update_paging(&mut self) {
-        self.mmu.paging = Paging::new(self.cr0, self.cr3, self.cr4, self.efer, self.wires.model.physical_bits());
+        self.mmu.paging =
+            Paging::new(self.cr0, self.cr3, self.cr4, self.efer, self.wires.model.physical_bits());
         self.mmu.tlb.flush_all();
         self.update_mode();
     }

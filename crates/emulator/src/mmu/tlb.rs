@@ -119,9 +119,11 @@ impl Tlb {
         if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.addend != addend {
             *entry = Entry { addend, ..EMPTY };
         }
-        for (slot, allowed) in
-            [(&mut entry.read, allowed.read), (&mut entry.write, allowed.write), (&mut entry.fetch, allowed.fetch)]
-        {
+        for (slot, allowed) in [
+            (&mut entry.read, allowed.read),
+            (&mut entry.write, allowed.write),
+            (&mut entry.fetch, allowed.fetch),
+        ] {
             if allowed {
                 *slot = tag;
             }

@@ -118,14 +118,24 @@ impl Paging {
         let (levels, wide) = match self.format {
             Format::None => {
                 let physical = linear & 0xffff_ffff;
-                return Ok(Translation { physical, writable: true, readable: true, executable: true, large: false });
+                return Ok(Translation {
+                    physical,
+                    writable: true,
+                    readable: true,
+                    executable: true,
+                    large: false,
+                });
             }
             Format::Bits32 => (2, false),
             Format::Pae => (3, true),
             Format::Levels(levels) => (levels, true),
         };
         let mut rights = Rights { write: true, user: true, execute: true };
-        let mut table = if self.format == Format::Pae { self.root & 0xffff_ffe0 } else { self.root & self.table_mask(wide) };
+        let mut table = if self.format == Format::Pae {
+            self.root & 0xffff_ffe0
+        } else {
+            self.root & self.table_mask(wide)
+        };
         for level in (1..=levels).rev() {
             let slot = Self::slot(memory, table, linear, level, wide);
             let entry = Entry::from_bits_retain(slot.entry);
