@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::apt::{self, Package};
-use super::manifest::{BZIMAGE, FORMAT, INITRAMFS, Manifest, ManifestFile, VMLINUX};
+use super::manifest::{BZIMAGE, INITRAMFS, Manifest, ManifestFile, VMLINUX};
 use super::{Guest, GuestError, GuestFiles, Progress, build, initramfs};
 
 /// What the cache folder has of a guest.
@@ -76,10 +76,7 @@ impl Cache {
             return Ok(Found::Nothing);
         }
         let damaged = |reason: String| GuestError::Damaged { folder: folder.clone(), reason };
-        let manifest = match Manifest::read(&folder).map_err(damaged)? {
-            manifest if manifest.format == FORMAT => manifest,
-            _ => return Ok(Found::Nothing),
-        };
+        let Some(manifest) = Manifest::read(&folder).map_err(damaged)? else { return Ok(Found::Nothing) };
         manifest.check(guest, &folder).map_err(damaged)?;
         if !manifest.is_current() {
             return Ok(Found::OtherInit(manifest));
@@ -282,7 +279,7 @@ mod tests {
         assert_eq!(files.kernel, files.bzimage, "what is no bzImage cannot be unpacked");
         assert!(files.initrd.ends_with("guests/debian/initramfs.cpio"));
         assert_eq!(cache.fetch_with(DEBIAN, &mut Silent, must_not_fetch).unwrap(), files);
-        let manifest = Manifest::read(&folder.path().join("deep/er/guests/debian")).unwrap();
+        let manifest = Manifest::read(&folder.path().join("deep/er/guests/debian")).unwrap().unwrap();
         assert_eq!(manifest.modules, ["failover", "v", "virtio_net"]);
         assert_eq!(manifest.builtin, ["ext4"]);
         assert!(manifest.missing.contains(&"e1000".to_owned()));
@@ -328,7 +325,7 @@ mod tests {
             fs::write(&path, &bad).unwrap();
             assert!(matches!(cache.load(DEBIAN), Err(GuestError::Damaged { .. })), "{bad}");
         }
-        fs::write(&path, good.replace(&format!("\"format\": {FORMAT}"), "\"format\": 0")).unwrap();
+        fs::write(&path, "{\"format\": 0, \"unlike\": \"ours\"}").unwrap();
         assert_eq!(cache.load(DEBIAN).unwrap(), None, "an older Ringside's");
     }
 
@@ -358,7 +355,7 @@ mod tests {
         let files = fetched(&cache).unwrap();
         let initramfs = fs::read(&files.initrd).unwrap();
         let guest = folder.path().join("guests/debian");
-        let mut manifest = Manifest::read(&guest).unwrap();
+        let mut manifest = Manifest::read(&guest).unwrap().unwrap();
         let mut other = initramfs[..manifest.base as usize].to_vec();
         other.extend(b"an init of old");
         fs::write(&files.initrd, other).unwrap();

@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_package_cut_anywhere_is_an_error() {
-        let kernel: Vec<u8> = (0..50_000u32).map(|n| (n * n >> 7) as u8).collect();
+        let kernel: Vec<u8> = (0..50_000u32).map(|n| ((n * n) >> 7) as u8).collect();
         for ending in ["", ".gz", ".xz", ".zst"] {
             let deb = deb_of(ending, &[("./boot/vmlinuz-1", &kernel)]);
             // The tar's end marker (1,024 zero bytes and padding) is all that may be missing.

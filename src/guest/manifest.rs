@@ -52,6 +52,12 @@ pub struct Manifest {
     pub files: Vec<ManifestFile>,
 }
 
+/// What every format has.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
 /// A package that the guest was made of.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ManifestPackage {
@@ -106,13 +112,15 @@ impl Manifest {
         })
     }
 
-    /// Reads the manifest in a folder; what is wrong with it otherwise.
-    pub fn read(folder: &Path) -> Result<Self, String> {
+    /// Reads the manifest in a folder: `None` where another Ringside's has another format; what is wrong with it otherwise.
+    pub fn read(folder: &Path) -> Result<Option<Self>, String> {
         let mut text = String::new();
         File::open(folder.join(MANIFEST))
             .and_then(|file| file.take(MAX_MANIFEST).read_to_string(&mut text))
             .map_err(|error| format!("{MANIFEST}: {error}"))?;
-        serde_json::from_str(&text).map_err(|error| format!("{MANIFEST}: {error}"))
+        let bad = |error: serde_json::Error| format!("{MANIFEST}: {error}");
+        let Versioned { format } = serde_json::from_str(&text).map_err(bad)?;
+        if format == FORMAT { serde_json::from_str(&text).map(Some).map_err(bad) } else { Ok(None) }
     }
 
     /// Writes the manifest into a folder.
