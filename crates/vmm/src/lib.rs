@@ -26,6 +26,7 @@ pub mod machine;
 pub mod outcome;
 pub mod output;
 pub mod platform;
+mod registers;
 pub mod vcpu_thread;
 
 pub use config::{ConfigError, EngineChoice, MachineConfig};

@@ -96,6 +96,11 @@ impl VcpuThread {
                 Err(error) => ending.report(Outcome::HostError(format!("vCPU {}: {error}", self.id))),
             }
         }
+        if log::log_enabled!(log::Level::Info)
+            && let Ok(state) = self.vcpu.state()
+        {
+            log::info!("vCPU {} at the end:\n{}", self.id, crate::registers::table(&state));
+        }
         VcpuSummary { id: self.id, instructions: self.vcpu.instructions(), idle }
     }
 
