@@ -1,13 +1,13 @@
 //! What the whole-machine tests share: the command to run, and the smallest of kernels.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod guest;
+pub mod trials;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-/// Where a kernel of [`elf`] is loaded and entered.
-const BASE: u32 = 0x20_0000;
 
 /// The `ringside` command.
 pub fn ringside() -> Command {
@@ -78,37 +78,7 @@ impl KernelFile {
     }
 }
 
-/// An ELF file of one segment with `code` at its start, which is its PVH entry as well.
+/// An ELF kernel that executes this 32-bit code.
 pub fn elf(code: &[u8]) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 2 * 56;
-    let mut note = Vec::new();
-    for word in [4u32, 4, 18] {
-        note.extend(word.to_le_bytes());
-    }
-    note.extend(b"Xen\0");
-    note.extend(BASE.to_le_bytes());
-
-    let mut file = Vec::new();
-    file.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]);
-    for quad in [u64::from(BASE), 64, 0] {
-        file.extend(quad.to_le_bytes());
-    }
-    file.extend(0u32.to_le_bytes());
-    for half in [64u16, 56, 2, 64, 0, 0] {
-        file.extend(half.to_le_bytes());
-    }
-    let (note_at, code_at) = (HEADERS, HEADERS + note.len() as u64);
-    let mut header = |kind: u32, flags: u32, offset: u64, address: u64, len: u64| {
-        file.extend(kind.to_le_bytes());
-        file.extend(flags.to_le_bytes());
-        for quad in [offset, address, address, len, len, 4] {
-            file.extend(quad.to_le_bytes());
-        }
-    };
-    header(4, 4, note_at, 0, note.len() as u64);
-    header(1, 7, code_at, u64::from(BASE), code.len() as u64);
-    file.extend(note);
-    file.extend(code);
-    file
+    guest::Guest::of_bytes(code).elf()
 }
