@@ -331,6 +331,7 @@ impl Interpreter {
         let linear = self.fetch_linear(rip)?;
         let target = self.cpu.target(self.cpu.mmu.view, linear, Access::Fetch)?;
         let Some(offset) = target.offset() else { return Ok(NO_BLOCK) };
+        self.cpu.mmu.tlb.note_fetch(linear);
         if let Some(number) = self.blocks.find(offset, rip, self.cpu.mode) {
             let block = *self.blocks.get(number);
             // An instruction that crosses into another page is only good for the translation it was decoded with.

@@ -54,6 +54,8 @@ pub struct Tlb {
     large: [u64; 64],
     /// Changes whenever what is cached for instruction fetches may be stale although the context is the same.
     fetch_epoch: u32,
+    /// One bit for each hash of a page that code was found in since the epoch began.
+    fetched: [u64; 64],
 }
 
 impl Tlb {
@@ -68,6 +70,7 @@ impl Tlb {
             next_space: 1,
             large: [0; 64],
             fetch_epoch: 0,
+            fetched: [0; 64],
         }
     }
 
@@ -81,6 +84,17 @@ impl Tlb {
     #[inline(always)]
     pub fn fetch_epoch(&self) -> u32 {
         self.fetch_epoch
+    }
+
+    /// Someone remembers where the code at `linear` lies, until the epoch ends.
+    pub fn note_fetch(&mut self, linear: u64) {
+        let (word, bit) = Self::bit(linear >> 12);
+        self.fetched[word] |= bit;
+    }
+
+    fn end_fetch_epoch(&mut self) {
+        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        self.fetched = [0; 64];
     }
 
     #[inline(always)]
@@ -148,7 +162,10 @@ impl Tlb {
 
     /// INVLPG: drops the page of `linear` in every view, with the whole of the large page where it is part of one.
     pub fn invalidate_page(&mut self, linear: u64) {
-        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+        let (word, bit) = Self::bit(linear >> 12);
+        if self.fetched[word] & bit != 0 {
+            self.end_fetch_epoch();
+        }
         let (word, bit) = Self::large_bit(linear);
         if self.large[word] & bit != 0 {
             self.flush_all();
@@ -200,7 +217,7 @@ impl Tlb {
             self.spaces = [Space { pcid: u16::MAX, context: 0 }; 8];
             self.large = [0; 64];
             self.next_context = 1;
-            self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
+            self.end_fetch_epoch();
         }
         self.context = self.next_context;
         self.next_context += 1;
@@ -209,7 +226,12 @@ impl Tlb {
     }
 
     fn large_bit(linear: u64) -> (usize, u64) {
-        let hash = (linear >> 21 ^ linear >> 33) as usize % 4096;
+        Self::bit(linear >> 21)
+    }
+
+    /// A page number's place in a set of 4096 bits.
+    fn bit(page: u64) -> (usize, u64) {
+        let hash = (page ^ page >> 12) as usize % 4096;
         (hash / 64, 1 << (hash % 64))
     }
 
