@@ -286,12 +286,12 @@ impl Serial {
         self.receiver.wake = Some(Box::new(wake));
     }
 
-    /// Whether the guest takes input by interrupt: a driver has opened the port. A driver empties the receiver as it
-    /// opens it, so what was pushed before is lost, as on the hardware; input that cannot be typed again (a file) waits
-    /// for this.
+    /// Whether the guest takes input by interrupt and requests it (RTS): a driver has opened the port. A driver empties
+    /// the receiver as it opens it, after the interrupt is enabled and before it raises RTS, so what was pushed before is
+    /// lost, as on the hardware; input that cannot be typed again (a file) waits for this.
     pub fn wants_input(&self) -> bool {
         self.registers.ier.contains(Ier::ERBFI)
-            && self.registers.mcr.contains(Mcr::OUT2)
+            && self.registers.mcr.contains(Mcr::OUT2 | Mcr::RTS)
             && !self.registers.mcr.contains(Mcr::LOOP)
     }
 

@@ -17,7 +17,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// Ctrl-D: end of input, to a terminal.
 const END_OF_INPUT: u8 = 0x04;
 /// How long after the first Ctrl-D another one is sent; the time doubles up to the bound.
-const END_AGAIN: Duration = Duration::from_secs(1);
+const END_AGAIN: Duration = Duration::from_millis(100);
 const END_AGAIN_AT_MOST: Duration = Duration::from_secs(8);
 
 /// The guest's end of the line.

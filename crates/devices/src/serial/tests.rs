@@ -194,6 +194,8 @@ fn a_driver_that_opens_the_port_wakes_the_feeder() {
     });
     bench.write(IER, 1);
     assert!(!bench.serial.lock().unwrap().wants_input(), "a probe, not a driver");
+    bench.write(MCR, 0x08);
+    assert!(!bench.serial.lock().unwrap().wants_input(), "a driver that has not emptied the receiver yet");
     bench.write(MCR, 0x0b);
     assert!(bench.serial.lock().unwrap().wants_input());
     assert_eq!(wakes.load(Ordering::SeqCst), 1);
