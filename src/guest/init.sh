@@ -44,11 +44,15 @@ if [ -f /ringside/exec ]; then
     exec poweroff -f
 fi
 
-[ -z "$LINES$COLUMNS" ] || stty rows "${LINES:-24}" cols "${COLUMNS:-80}"
-unset LINES COLUMNS
+# The shell's terminal is the last console, under its own name.
+read -r console < /sys/class/tty/console/active
+console=/dev/${console##* }
+# The machine gives the size of the terminal that it is used from. Where it is used from none, the shell gets no line
+# editor, which would ask it for the cursor's place, and its input is not echoed.
+[ -n "$COLUMNS" ] || echo=-echo
+stty rows "${LINES:-24}" cols "${COLUMNS:-80}" $echo
+unset LINES COLUMNS echo alias file
 cd /root
 export PS1='root@\h:\w# '
-# Whoever is no terminal gets no line editor, which would ask it for the cursor's place, and no echo of its input.
-[ "$TERM" != dumb ] || stty -echo
-setsid -c sh < /dev/console > /dev/console 2>&1
+setsid -c sh < "$console" > "$console" 2>&1
 exec poweroff -f

@@ -47,13 +47,15 @@ pub struct GuestFiles {
 /// The kernel command line of the default guests.
 ///
 /// Only warnings reach the serial console (its every byte is an exit); a panic resets the machine at once, so that
-/// nobody waits for a dead guest; the TSC needs no watchdog, as the machine's never drifts.
+/// nobody waits for a dead guest; the TSC needs no watchdog, as the machine's never drifts; the self-tests of the
+/// kernel's cryptography, which take as long as the rest of its boot, are left out.
 pub fn default_cmdline() -> String {
     "console=ttyS0 loglevel=4 panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests"
         .to_owned()
 }
 
 /// More of the kernel command line: the terminal's kind and size, which the kernel hands to init as its environment.
+/// Without them init takes it that there is no terminal: no line editor, no echo.
 ///
 /// A `kind` that is not a plain word is left out.
 pub fn terminal_arguments(kind: &str, columns: u16, rows: u16) -> String {
