@@ -1,10 +1,17 @@
 //! The event loop: a thread that runs the machine's timers when they are due.
+//!
+//! It sleeps on a timer of the kernel's that whoever arms an earlier deadline sets anew: a guest does that thousands
+//! of times a second, and must not pay for waking the thread each time.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use devices::clock::Timers;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
+};
 
 use crate::outcome::{Ending, Outcome};
 
@@ -13,30 +20,31 @@ pub struct EventLoop {
     thread: JoinHandle<()>,
 }
 
-/// What wakes the loop: set by whoever arms an earlier deadline or ends the run.
-#[derive(Default)]
+/// What the loop sleeps on.
 struct Alarm {
-    rung: Mutex<bool>,
-    changed: Condvar,
+    timers: Timers,
+    ending: Ending,
+    /// The kernel's timer. With the lock held, it is set for the earliest deadline that there is then: so the last to
+    /// set it, whoever that is, sets it right.
+    clock: Mutex<OwnedFd>,
 }
 
 impl EventLoop {
     /// Starts running `timers`.
     ///
     /// # Errors
-    /// The host's, where it gives no thread.
+    /// The host's, where it gives no timer or no thread.
     pub fn start(timers: Timers, ending: Ending) -> std::io::Result<Self> {
-        let alarm = Arc::new(Alarm::default());
-        let armed = alarm.clone();
-        timers.set_wake(move || armed.ring());
-        let ended = alarm.clone();
-        ending.calls(move || ended.ring());
+        let clock = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)?;
+        let sleeper = clock.try_clone()?;
+        let alarm =
+            Arc::new(Alarm { timers: timers.clone(), ending: ending.clone(), clock: Mutex::new(clock) });
+        // Neither the timers nor the ending keep the loop alive.
+        let (earlier, ended) = (Arc::downgrade(&alarm), Arc::downgrade(&alarm));
+        timers.set_wake(move || earlier.upgrade().iter().for_each(|alarm| alarm.set()));
+        ending.calls(move || ended.upgrade().iter().for_each(|alarm| alarm.set()));
         let thread = std::thread::Builder::new().name("events".into()).spawn(move || {
-            // Deadlines are a guest's timer interrupts: the kernel must not round them up to save power.
-            if let Err(error) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)) {
-                log::debug!("the timer slack stays as it is: {error}");
-            }
-            let run = std::panic::AssertUnwindSafe(|| run(&timers, &ending, &alarm));
+            let run = std::panic::AssertUnwindSafe(|| run(&alarm, &sleeper));
             if std::panic::catch_unwind(run).is_err() {
                 ending.report(Outcome::HostError("a device's timer failed (a defect in Ringside)".into()));
             }
@@ -51,31 +59,34 @@ impl EventLoop {
     }
 }
 
-fn run(timers: &Timers, ending: &Ending, alarm: &Alarm) {
-    while !ending.has_come() {
-        let next = timers.run_due();
-        alarm.wait(next.map(|deadline| Duration::from_nanos(deadline.saturating_sub(timers.now()))));
+fn run(alarm: &Alarm, sleeper: &OwnedFd) {
+    while !alarm.ending.has_come() {
+        alarm.timers.run_due();
+        alarm.set();
+        // It blocks until the time has come; how often that was is of no interest.
+        if let Err(error) = rustix::io::read(sleeper, &mut [0; 8])
+            && error != rustix::io::Errno::INTR
+        {
+            alarm.ending.report(Outcome::HostError(format!("cannot wait for a timer: {error}")));
+        }
     }
 }
 
 impl Alarm {
-    fn ring(&self) {
-        *self.rung.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits until it is rung (also where that was before), for `limit` at most.
-    fn wait(&self, limit: Option<Duration>) {
-        let mut rung = self.rung.lock().unwrap_or_else(PoisonError::into_inner);
-        if !*rung {
-            rung = match limit {
-                None => self.changed.wait(rung).unwrap_or_else(PoisonError::into_inner),
-                Some(limit) => {
-                    self.changed.wait_timeout(rung, limit).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+    /// Sets the kernel's timer for the earliest deadline, or for now where the run has ended.
+    fn set(&self) {
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let wait = match self.timers.next_deadline() {
+            _ if self.ending.has_come() => Some(0),
+            deadline => deadline.map(|deadline| deadline.saturating_sub(self.timers.now())),
+        };
+        // Zero would stop the timer.
+        let value = wait.map_or(Duration::ZERO, |wait| Duration::from_nanos(wait.max(1)));
+        let value = Timespec { tv_sec: value.as_secs() as i64, tv_nsec: value.subsec_nanos().into() };
+        let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: value };
+        if let Err(error) = timerfd_settime(&*clock, TimerfdTimerFlags::empty(), &once) {
+            log::error!("cannot set a timer: {error}");
         }
-        *rung = false;
     }
 }
 
