@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, OutputModes, tcgetattr};
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// `ringside` on a terminal of its own, with a guest that does nothing.
 struct Session {
@@ -24,20 +24,25 @@ struct Session {
     screen: Receiver<Vec<u8>>,
     seen: Vec<u8>,
     program: OwnedFd,
-    _kernel: KernelFile,
+    _kernel: Option<KernelFile>,
 }
 
 impl Session {
     fn start() -> Self {
+        let kernel = KernelFile::with_code(b"\xfa\xeb\xfe");
+        let path = kernel.path();
+        Self::with(&["--memory", "32M", "--kernel", path.to_str().unwrap()], Some(kernel))
+    }
+
+    fn with(arguments: &[&str], kernel: Option<KernelFile>) -> Self {
         let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
         grantpt(&user).unwrap();
         unlockpt(&user).unwrap();
         let name = ptsname(&user, Vec::new()).unwrap();
         let program = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
-        let kernel = KernelFile::with_code(b"\xfa\xeb\xfe");
         let end = || Stdio::from(program.try_clone().unwrap());
         let mut command = ringside();
-        command.args(["--engine", "soft", "--memory", "32M", "--kernel"]).arg(kernel.path());
+        command.args(["--engine", "soft"]).args(arguments);
         let child = command.stdin(end()).stdout(end()).stderr(end()).spawn().unwrap();
         let keyboard = File::from(user.try_clone().unwrap());
         let (send, screen) = channel();
@@ -134,4 +139,18 @@ fn after_a_stop_and_a_continue_the_terminal_is_raw_again() {
     session.wait_until_raw();
     session.press(b"\x01x");
     assert_eq!(session.end(), Some(244));
+}
+
+#[test]
+fn the_guests_shell_is_a_shell() {
+    let mut session = Session::with(&["--exits", "off"], None);
+    session.see(":~# ");
+    session.press(b"echo $((6 * 7))th; sleep 100\r");
+    session.see("\n42th\r\n");
+    // Ctrl-C ends the sleep, Ctrl-D the shell.
+    session.press(b"\x03");
+    session.press(b"echo status $?\r");
+    session.see("\nstatus 130\r\n");
+    session.press(b"\x04");
+    assert_eq!(session.end(), Some(0));
 }
