@@ -48,6 +48,20 @@ struct Kernel {
     kept: BTreeMap<String, Vec<u8>>,
 }
 
+impl Kernel {
+    /// Takes a module out, for the initramfs.
+    fn take(&mut self, name: &str) -> Result<LoadedModule, GuestError> {
+        let found = self.index.get(name).zip(self.kept.remove(name)).and_then(|((info, path), data)| {
+            let path = path.strip_prefix(&format!("lib/modules/{}/", self.release))?;
+            let path = path.split_once(".ko").map_or(path.to_owned(), |(name, _)| format!("{name}.ko"));
+            Some(LoadedModule { path, info: info.clone(), data })
+        });
+        found.ok_or_else(|| {
+            GuestError::module(name, format!("it is not below lib/modules/{} in the package", self.release))
+        })
+    }
+}
+
 /// Makes `vmlinuz` and `initramfs.cpio` in `folder` from the two packages.
 ///
 /// # Errors
@@ -59,28 +73,17 @@ pub fn build(
     progress: &mut dyn Progress,
 ) -> Result<Built, GuestError> {
     let busybox = read_busybox(busybox_deb)?;
-    let bytes = fs::metadata(kernel_deb).map_or(0, |meta| meta.len());
-    progress.begin("Unpacking the kernel and its modules", (bytes > 0).then_some(bytes));
-    let result = build_from(kernel_deb, &busybox, folder);
+    let bytes = fs::metadata(kernel_deb).map(|meta| meta.len()).ok();
+    progress.begin("Unpacking the kernel and its modules", bytes);
+    let kernel = read_kernel(kernel_deb, progress);
     progress.end();
-    result
-}
-
-fn build_from(kernel_deb: &Path, busybox: &[u8], folder: &Path) -> Result<Built, GuestError> {
-    let mut kernel = read_kernel(kernel_deb)?;
+    let mut kernel = kernel?;
     let infos = kernel.index.iter().map(|(name, (info, _))| (name.clone(), info.clone())).collect();
     let plan = modules::plan(modules::WANTED, &infos, &kernel.builtin)?;
-    keep_missing(kernel_deb, &plan.order, &mut kernel)?;
-    let loaded = plan.order.iter().filter_map(|name| {
-        let (info, path) = kernel.index.get(name)?.clone();
-        let data = kernel.kept.remove(name)?;
-        let path = path.strip_prefix(&format!("lib/modules/{}/", kernel.release))?;
-        let path = path.split_once(".ko").map_or(path.to_owned(), |(name, _)| format!("{name}.ko"));
-        Some(LoadedModule { path, info, data })
-    });
-    let loaded: Vec<LoadedModule> = loaded.collect();
+    keep_missing(kernel_deb, &plan.order, &mut kernel, progress)?;
+    let loaded = plan.order.iter().map(|name| kernel.take(name)).collect::<Result<Vec<_>, _>>()?;
     write_file(&folder.join("vmlinuz"), |out| out.write_all(&kernel.image))?;
-    let contents = Contents { kernel_version: &kernel.release, busybox, modules: &loaded };
+    let contents = Contents { kernel_version: &kernel.release, busybox: &busybox, modules: &loaded };
     let mut result = Ok(());
     write_file(&folder.join("initramfs.cpio"), |out| {
         result = initramfs::base(&contents, out);
@@ -122,13 +125,14 @@ fn read_busybox(deb: &Path) -> Result<Vec<u8>, GuestError> {
 }
 
 /// Reads the kernel, describes all its modules, and keeps those that are wanted or already known to be needed.
-fn read_kernel(deb: &Path) -> Result<Kernel, GuestError> {
+fn read_kernel(deb: &Path, progress: &mut dyn Progress) -> Result<Kernel, GuestError> {
     let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut kernel = Kernel::default();
     let mut needed: BTreeSet<String> = modules::WANTED.iter().map(|&name| name.to_owned()).collect();
     let mut failure = None;
     let mut data = Vec::new();
     deb::for_each_file(deb, |file| {
+        progress.advance(file.consumed);
         if let Some(release) = file.path.strip_prefix("boot/vmlinuz-") {
             kernel.release = release.to_owned();
             file.read(&mut kernel.image, MAX_KERNEL)?;
@@ -163,19 +167,28 @@ fn read_kernel(deb: &Path) -> Result<Kernel, GuestError> {
 }
 
 /// Reads what turned out to be needed only after it had gone by.
-fn keep_missing(deb: &Path, order: &[String], kernel: &mut Kernel) -> Result<(), GuestError> {
+fn keep_missing(
+    deb: &Path,
+    order: &[String],
+    kernel: &mut Kernel,
+    progress: &mut dyn Progress,
+) -> Result<(), GuestError> {
     let is_kept = |name: &String| kernel.kept.contains_key(name);
     let mut missing: BTreeSet<String> = order.iter().filter(|name| !is_kept(name)).cloned().collect();
     if missing.is_empty() {
         return Ok(());
     }
-    deb::for_each_file(deb, |file| {
+    progress.begin("Unpacking what these modules need", fs::metadata(deb).map(|meta| meta.len()).ok());
+    let result = deb::for_each_file(deb, |file| {
+        progress.advance(file.consumed);
         if let Some(module) = module_name(file).filter(|name| missing.remove(name)) {
             let data = read_module(file, Vec::new())?;
             kernel.kept.insert(module, data);
         }
         Ok(if missing.is_empty() { Walk::Stop } else { Walk::On })
-    })
+    });
+    progress.end();
+    result
 }
 
 fn module_name(file: &PackagedFile<'_>) -> Option<String> {

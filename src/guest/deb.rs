@@ -2,9 +2,11 @@
 //!
 //! Nothing is unpacked to the disk: [`for_each_file`] walks the regular files, and whoever asks keeps what it wants.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Component, Path};
+use std::rc::Rc;
 
 use super::GuestError;
 
@@ -28,6 +30,8 @@ pub struct PackagedFile<'a> {
     pub path: &'a str,
     /// Bytes.
     pub size: u64,
+    /// Bytes of the package that have been read so far, of all that it has.
+    pub consumed: u64,
     reader: &'a mut dyn Read,
 }
 
@@ -65,7 +69,8 @@ pub fn for_each_file(
 }
 
 fn walk(file: File, visit: &mut dyn FnMut(&mut PackagedFile<'_>) -> io::Result<Walk>) -> io::Result<()> {
-    let data = data_member(file)?;
+    let consumed = Rc::new(Cell::new(0));
+    let data = data_member(Counted { file, consumed: consumed.clone() })?;
     // What is longer looks cut.
     let mut archive = tar::Archive::new(data.take(MAX_UNPACKED));
     for entry in archive.entries()? {
@@ -76,7 +81,7 @@ fn walk(file: File, visit: &mut dyn FnMut(&mut PackagedFile<'_>) -> io::Result<W
             continue;
         }
         let size = entry.size();
-        let mut file = PackagedFile { path, size, reader: &mut entry };
+        let mut file = PackagedFile { path, size, consumed: consumed.get(), reader: &mut entry };
         if visit(&mut file)? == Walk::Stop {
             return Ok(());
         }
@@ -95,8 +100,30 @@ fn clean_path(path: &str) -> io::Result<&str> {
     Ok(below.strip_prefix("usr/").unwrap_or(below))
 }
 
+/// A file that counts what is read from it, or skipped.
+struct Counted {
+    file: File,
+    consumed: Rc<Cell<u64>>,
+}
+
+impl Counted {
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.seek(SeekFrom::Current(i64::try_from(bytes).map_err(invalid)?))?;
+        self.consumed.set(self.consumed.get().saturating_add(bytes));
+        Ok(())
+    }
+}
+
+impl Read for Counted {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read(into)?;
+        self.consumed.set(self.consumed.get() + len as u64);
+        Ok(len)
+    }
+}
+
 /// Finds `data.tar.*` and decompresses it.
-fn data_member(mut file: File) -> io::Result<Box<dyn Read>> {
+fn data_member(mut file: Counted) -> io::Result<Box<dyn Read>> {
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;
     if &magic != b"!<arch>\n" {
@@ -113,7 +140,7 @@ fn data_member(mut file: File) -> io::Result<Box<dyn Read>> {
         if let Some(compression) = name.strip_prefix("data.tar") {
             return decompress(compression, BufReader::with_capacity(1 << 16, file.take(size)));
         }
-        file.seek(SeekFrom::Current(i64::try_from(size + size % 2).map_err(invalid)?))?;
+        file.skip(size + size % 2)?;
     }
 }
 

@@ -82,13 +82,13 @@ pub fn locate(name: &str) -> Option<GuestFiles> {
     let guest = catalog::find(name).ok()?;
     let found = Cache::of_user().and_then(|cache| cache.load(guest));
     found.unwrap_or_else(|error| {
-        log::warn!("{error}");
+        log::info!("{error}");
         None
     })
 }
 
 /// A guest of the catalog and what is on the disk of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Listed {
     /// The catalog's entry.
     pub guest: &'static Guest,
@@ -96,6 +96,8 @@ pub struct Listed {
     pub files: Option<GuestFiles>,
     /// Bytes that it takes on the disk.
     pub bytes: u64,
+    /// What is wrong with the files, where they are damaged.
+    pub problem: Option<GuestError>,
 }
 
 /// Lists the catalog.
@@ -104,10 +106,12 @@ pub struct Listed {
 /// [`GuestError::NoCacheFolder`] where the environment names none.
 pub fn list() -> Result<Vec<Listed>, GuestError> {
     let cache = Cache::of_user()?;
-    let listed = catalog::GUESTS.iter().map(|guest| Listed {
-        guest,
-        files: cache.load(guest).ok().flatten(),
-        bytes: cache.bytes(guest),
+    let listed = catalog::GUESTS.iter().map(|guest| {
+        let (files, problem) = match cache.load(guest) {
+            Ok(files) => (files, None),
+            Err(problem) => (None, Some(problem)),
+        };
+        Listed { guest, files, bytes: cache.bytes(guest), problem }
     });
     Ok(listed.collect())
 }
