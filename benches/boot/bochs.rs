@@ -61,18 +61,24 @@ pub fn leg(installation: &Installation, inputs: &Inputs, options: &Options) -> a
     let disc = make_disc(installation, inputs)?;
     let (settings, script, console) = (folder.join("bochsrc"), folder.join("debugger"), folder.join("com1"));
     fs::write(&settings, bochsrc(&folder, &disc, &console, options))?;
-    // Debian's Bochs has a debugger, which waits for this word. One without refuses the option, and needs no word.
     fs::write(&script, "continue\n")?;
+    let help = help(&installation.bochs);
+    let has_debugger = help.contains("-rc ");
     let bochs = installation.bochs.clone();
     let log = folder.join("bochs.log");
+    let read_log = log.clone();
     Ok(Leg {
-        name: format!("bochs {}", version(&bochs)),
+        name: format!("bochs {}", version(&help)),
         kind: Kind::Peer,
         runs: options.bochs_runs,
-        work: Work::LikePacked,
+        work: Work::CountedWithIdle,
         job: Box::new(move || {
             let mut command = Command::new(&bochs);
-            command.arg("-q").arg("-f").arg(&settings).arg("-rc").arg(&script).arg("-log").arg(&log);
+            command.arg("-q").arg("-f").arg(&settings).arg("-log").arg(&log);
+            // A Bochs with a debugger, as Debian's, waits for this word; one without does not know the option.
+            if has_debugger {
+                command.arg("-rc").arg(&script);
+            }
             Job {
                 command,
                 console: Console::File(console.clone()),
@@ -80,7 +86,7 @@ pub fn leg(installation: &Installation, inputs: &Inputs, options: &Options) -> a
                 stop_at_last_mark: false,
             }
         }),
-        details,
+        details: Box::new(move |finished| details(finished, &read_log)),
     })
 }
 
@@ -133,17 +139,26 @@ fn bochsrc(folder: &Path, disc: &Path, console: &Path, options: &Options) -> Str
     )
 }
 
-/// `Bochs x86 Emulator 2.7` in what it prints with `--help`.
-fn version(bochs: &Path) -> String {
+/// What it prints with `--help`.
+fn help(bochs: &Path) -> String {
     let output = Command::new(bochs).arg("--help").output();
-    let text = output
-        .map(|output| [output.stdout, output.stderr].concat())
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default();
-    let words = text.split_once("Emulator").map(|(_, rest)| rest).unwrap_or_default();
-    words.split_whitespace().next().unwrap_or("?").to_owned()
+    let bytes = output.map(|output| [output.stdout, output.stderr].concat()).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn details(finished: &Finished) -> Details {
-    Details { before_kernel: finished.marks.first().copied().flatten(), ..Details::default() }
+/// `Bochs x86 Emulator 2.7` in that.
+fn version(help: &str) -> &str {
+    let words = help.split_once("Emulator").map(|(_, rest)| rest).unwrap_or_default();
+    words.split_whitespace().next().unwrap_or("?")
+}
+
+/// When the boot loader was done, and the tick that begins each line of the log: one an instruction.
+fn details(finished: &Finished, log: &Path) -> Details {
+    let log = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let ticks = |line: &str| line.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok();
+    Details {
+        before_kernel: finished.marks.first().copied().flatten(),
+        instructions: log.lines().rev().find_map(ticks),
+        ..Details::default()
+    }
 }

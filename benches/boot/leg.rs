@@ -12,6 +12,8 @@ use crate::process::{Finished, Job, tail};
 pub enum Work {
     /// The monitor counts its own.
     Counted,
+    /// The monitor counts its own, and what it skips while the guest is halted among them.
+    CountedWithIdle,
     /// As many as Ringside counts from the unpacked kernel's entry on.
     LikeUnpacked,
     /// As many as Ringside counts with the kernel unpacking itself.
@@ -31,7 +33,7 @@ pub struct Leg {
     /// Makes the command of a run.
     pub job: Box<dyn Fn() -> Job>,
     /// Reads more out of a run.
-    pub details: fn(&Finished) -> Details,
+    pub details: Box<dyn Fn(&Finished) -> Details>,
 }
 
 /// What the report looks for among the legs.

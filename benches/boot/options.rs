@@ -9,7 +9,7 @@ use clap::Parser;
 #[command(name = "boot")]
 pub struct Options {
     /// The guest, as `ringside guest list` names it
-    #[arg(long, default_value = "debian")]
+    #[arg(long, default_value = "debian-cloud")]
     pub guest: String,
     /// How often each monitor boots it (Bochs: --bochs-runs)
     #[arg(long, default_value_t = 3)]

@@ -9,9 +9,10 @@ use crate::options::Options;
 use crate::process::{Console, Finished, Job};
 
 const PROGRAM: &str = "qemu-system-x86_64";
-/// The kernel's first words, where it has an early console and says everything.
+/// The kernel's first words, where it says everything and has an early console. In this order: the console shows at once
+/// what was said before it was there.
 const FIRST_WORDS: &str = "Linux version";
-const EARLY_CONSOLE: &str = " earlyprintk=ttyS0,115200 ignore_loglevel";
+const EARLY_CONSOLE: &str = " ignore_loglevel earlyprintk=ttyS0,115200";
 
 /// Finds QEMU.
 ///
@@ -88,7 +89,7 @@ fn leg(program: &Path, inputs: &Inputs, options: &Options, kind: Kind, name: Str
             let mark = if first_words { FIRST_WORDS } else { AT_THE_SHELL };
             Job { command, console: Console::Stdout, marks: vec![mark], stop_at_last_mark: first_words }
         }),
-        details: if first_words { time_to_first_words } else { |_| Details::default() },
+        details: if first_words { Box::new(time_to_first_words) } else { Box::new(|_| Details::default()) },
     }
 }
 

@@ -11,8 +11,9 @@ pub const NOTES: &str = "\
 to shell, power-off  from the start of the process, median. Ringside unpacks the kernel on the host; the stub, QEMU's
                      pc and Bochs have the guest unpack it.
 CPU                  processor time of the monitor's process, user and system: what a busy host disturbs least.
-Minstr               instructions of the guest, counted by Ringside. Peers do not count; theirs (~) are Ringside's for
-                     the same kernel, unpacked or unpacking itself; their firmware and boot loaders are not in them.
+Minstr               million instructions of the guest, as Ringside counts them. QEMU does not count: its number (~) is
+                     Ringside's for the same kernel, unpacked or unpacking itself, without QEMU's firmware. Bochs'
+                     number (<) has firmware, boot loader and the time that it skips while the guest is halted in it.
 Minstr/s, /CPU s     these over the time to power-off, and over the processor time.
 x shell, x CPU       times Ringside's: above 1, Ringside is faster.";
 
@@ -70,16 +71,19 @@ pub fn table(legs: &[Leg], results: &Results) -> String {
         }
         let medians = Medians::of(results.runs(at));
         let counted = match leg.work {
-            Work::Counted => medians.instructions,
+            Work::Counted | Work::CountedWithIdle => medians.instructions,
             Work::LikeUnpacked => ours.as_ref().and_then(|ours| ours.instructions),
             Work::LikePacked => stub.as_ref().and_then(|stub| stub.instructions),
         };
+        if leg.work == Work::Counted && counted.is_none() {
+            text.push_str("(what `ringside --stats` says of instructions was not understood)\n");
+        }
         text.push_str(&row(leg, &medians, counted, ours.as_ref()));
     }
     for (at, leg) in legs.iter().enumerate() {
         let Some(before) = Medians::of(results.runs(at)).before_kernel else { continue };
         let what = if leg.kind == Kind::FirstWords {
-            "the kernel unpacks itself for"
+            "the unpacked kernel speaks after"
         } else {
             "the kernel is entered after"
         };
@@ -99,7 +103,11 @@ fn row(leg: &Leg, medians: &Medians, instructions: Option<f64>, ours: Option<&Me
         (Some(count), Some(time)) if time > 0.0 => format!("{:.1}", count / time),
         _ => "-".into(),
     };
-    let about = if leg.work == Work::Counted { "" } else { "~" };
+    let about = match leg.work {
+        Work::Counted => "",
+        Work::CountedWithIdle => "<",
+        Work::LikeUnpacked | Work::LikePacked => "~",
+    };
     format!(
         "{:<32}{:>9}{:>10}{:>9}{:>9}{:>10}{:>8}{:>9}{:>7}\n",
         leg.name,

@@ -37,7 +37,7 @@ pub fn legs(inputs: &Inputs, options: &Options) -> Vec<Leg> {
                 command.args(&all).arg(&initrd);
                 Job { command, console: Console::Stdout, marks: vec![AT_THE_SHELL], stop_at_last_mark: false }
             }),
-            details,
+            details: Box::new(details),
         }
     })
     .collect()

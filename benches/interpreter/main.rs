@@ -42,7 +42,7 @@ fn measure(guest: &mut Guest, kernel: &Kernel) -> anyhow::Result<()> {
     if let Some(failure) = failure {
         return Err(failure);
     }
-    let host = kernel.native().map(|mut native| nanoseconds_each(move |turns| native(turns)));
+    let host = kernel.native().map(nanoseconds_each);
     let rate = |nanoseconds: f64| format!("{:.1}", instructions * 1e3 / nanoseconds);
     println!(
         "{:<44}{:>11.1}{:>10.1}{:>10}{:>10}{:>9}",

@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["check"] => run(&mut Command::new(".ci/run")),
+        ["check"] => root().and_then(|root| run(&mut Command::new(root.join(".ci/run")))),
         ["bench"] => BENCHES.iter().try_for_each(|name| bench(name, &[])),
         ["bench", name, ref more @ ..] if BENCHES.contains(&name) => bench(name, more),
         [] | ["help" | "--help" | "-h"] => {
@@ -45,8 +45,11 @@ fn bench(name: &str, arguments: &[&str]) -> anyhow::Result<()> {
 /// Runs a program in the workspace's folder.
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no folder")?;
-    let status = command.current_dir(root).status().with_context(|| format!("cannot start {program}"))?;
+    let status = command.current_dir(root()?).status().with_context(|| format!("cannot start {program}"))?;
     anyhow::ensure!(status.success(), "{program} ended with {status}");
     Ok(())
+}
+
+fn root() -> anyhow::Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace has no folder")
 }
