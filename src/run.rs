@@ -108,7 +108,9 @@ fn named_guest(args: &RunArgs, files: GuestFiles) -> BootConfig {
         && let Ok(size) = rustix::termios::tcgetwinsize(io::stdin())
     {
         let kind = std::env::var("TERM").unwrap_or_default();
-        let more = guest::terminal_arguments(&kind, size.ws_col, size.ws_row);
+        // A terminal that does not know its size says 0.
+        let or = |value, default| if value == 0 { default } else { value };
+        let more = guest::terminal_arguments(&kind, or(size.ws_col, 80), or(size.ws_row, 24));
         cmdline = format!("{cmdline} {more}");
     }
     if let Some(more) = &args.cmdline {
