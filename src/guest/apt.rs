@@ -347,4 +347,50 @@ mod tests {
         let error = Apt::new(file.path()).err().unwrap().to_string();
         assert!(error.contains("cannot create"), "{error}");
     }
+
+    /// A package archive on the disk, whose only package is `bytes`; `listed` is what its list says that it is.
+    fn archive(folder: &Path, bytes: &[u8], listed: &[u8]) -> String {
+        use sha2::{Digest, Sha256};
+        let sum: String = Sha256::digest(listed).iter().map(|byte| format!("{byte:02x}")).collect();
+        let list = format!(
+            "Package: linux-image-1-amd64\nVersion: 1:2+b3\nArchitecture: amd64\nMaintainer: a\nDescription: a\n\
+             Filename: ./k.deb\nSize: {}\nSHA256: {sum}\n",
+            listed.len()
+        );
+        fs::write(folder.join("Packages"), list).unwrap();
+        fs::write(folder.join("k.deb"), bytes).unwrap();
+        format!("Types: deb\nURIs: copy:{}\nSuites: ./\nTrusted: yes\n", folder.display())
+    }
+
+    /// Downloads the package of such an archive with apt; `None` where there is no apt.
+    fn downloaded(bytes: &[u8], listed: &[u8]) -> Option<Result<(Package, Vec<u8>), GuestError>> {
+        Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().ok()?;
+        let (repository, own) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let source = archive(repository.path(), bytes, listed);
+        let nowhere = "Types: deb\nURIs: copy:/nonexistent\nSuites: ./\nTrusted: yes\n".to_owned();
+        let apt = Apt::new(own.path()).unwrap();
+        apt.update(&[nowhere, source], &mut super::super::Silent).unwrap();
+        let record = apt.show("linux-image-1-amd64").unwrap();
+        assert!(matches!(apt.show("no-such-package"), Err(GuestError::Apt { .. })));
+        Some(apt.download(&record, &mut super::super::Silent).map(|package| {
+            let bytes = fs::read(&package.file).unwrap();
+            (package, bytes)
+        }))
+    }
+
+    #[test]
+    fn a_package_comes_through_apt_from_the_first_source_that_works() {
+        let Some(result) = downloaded(b"some package", b"some package") else { return };
+        let (package, bytes) = result.unwrap();
+        assert_eq!((package.version.as_str(), bytes.as_slice()), ("1:2+b3", &b"some package"[..]));
+    }
+
+    #[test]
+    fn a_package_that_is_cut_or_changed_is_refused_by_apt() {
+        for bytes in [&b"some pack"[..], b"some PACKAGE", b""] {
+            let Some(result) = downloaded(bytes, b"some package") else { return };
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains("apt could not fetch linux-image-1-amd64"), "{error}");
+        }
+    }
 }
