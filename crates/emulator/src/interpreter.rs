@@ -180,7 +180,8 @@ impl Interpreter {
                     self.nmi_waits = false;
                     self.attention.raise(Signals::INTERRUPT);
                 }
-                (self.cpu.halted || self.cpu.waits_for_sipi).then_some(Leave::Boundary)
+                (self.cpu.halted || self.cpu.waits_for_sipi || self.cpu.debug_traps != 0)
+                    .then_some(Leave::Boundary)
             }
             Stop::Repeat => {
                 self.cpu.rip = self.cpu.this_rip(insn);
@@ -232,12 +233,14 @@ impl Interpreter {
         if self.attention.pending() {
             self.take_signals()?;
         }
+        self.debug_traps()?;
         if self.interrupt_waits
             && !self.cpu.shadow
             && self.cpu.system_flags.contains(Flags::IF)
             && !self.cpu.waits_for_sipi
         {
             self.external_interrupt()?;
+            self.debug_traps()?;
         }
         if self.cpu.waits_for_sipi {
             return Err(VmExit::WaitForSipi);
@@ -246,6 +249,16 @@ impl Interpreter {
             return Err(VmExit::Halt);
         }
         Ok(())
+    }
+
+    /// Delivers what the debug facilities noted of the last instruction.
+    fn debug_traps(&mut self) -> Result<(), VmExit> {
+        if self.cpu.debug_traps == 0 {
+            return Ok(());
+        }
+        let traps = std::mem::take(&mut self.cpu.debug_traps);
+        let event = Event::Exception(x86::Exception::debug(traps));
+        self.cpu.deliver(event).map_err(|fault| self.triple_fault(fault))
     }
 
     fn take_signals(&mut self) -> Result<(), VmExit> {
@@ -320,9 +333,7 @@ impl Interpreter {
     /// Everything that finding a block by its address depends on.
     #[inline(always)]
     fn regime(&self) -> Regime {
-        u64::from(self.cpu.mode.0)
-            | self.cpu.mmu.tlb.context() << 16
-            | u64::from(self.cpu.mmu.tlb.fetch_epoch()) << 32
+        u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16
     }
 
     /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.

@@ -80,14 +80,19 @@ impl Cpu {
         self.mmu.paging =
             Paging::new(self.cr0, self.cr3, self.cr4, self.efer, self.wires.model.physical_bits());
         self.mmu.tlb.flush_all();
+        self.mmu.tlb.switch(self.pcid(), true);
         self.update_mode();
     }
 
     /// A load of CR3 with the same paging mode. SDM vol. 3, *Invalidation of TLBs and Paging-Structure Caches*.
     pub fn switch_address_space(&mut self, keep: bool) {
         self.mmu.paging.root = self.cr3;
-        let pcid = if self.cr4.contains(Cr4::PCIDE) { self.cr3 & 0xfff } else { 0 };
-        self.mmu.tlb.switch(pcid as u16, keep && self.cr4.contains(Cr4::PCIDE));
+        self.mmu.tlb.switch(self.pcid(), keep && self.cr4.contains(Cr4::PCIDE));
+    }
+
+    /// The present process-context identifier; 0 while they are off.
+    fn pcid(&self) -> u16 {
+        if self.cr4.contains(Cr4::PCIDE) { (self.cr3 & 0xfff) as u16 } else { 0 }
     }
 
     /// Whether paging is on.

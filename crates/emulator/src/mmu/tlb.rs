@@ -1,35 +1,67 @@
-//! The translation cache: direct-mapped, one part for each view, tagged with the address space.
+//! The translation cache: for each address space and view a direct-mapped table of pages.
 
 use super::{Access, View};
 use guest_memory::Offset;
 
-/// Entries in each view's part.
-const ENTRIES: usize = 1024;
-const VIEWS: usize = 4;
+/// Entries in each view's part of a table.
+pub const ENTRIES: usize = 1024;
+const VIEWS: usize = 3;
+const SIZE: usize = ENTRIES * VIEWS;
 const PAGE: u64 = !0xfff;
-/// No linear page has this tag: its context is never given out.
-const INVALID: u64 = u64::MAX;
-/// Contexts are the 12 bits below a page's address in a tag.
-const LAST_CONTEXT: u64 = 0xffe;
+/// Address spaces whose translations are kept.
+const SPACES: usize = 8;
+/// Fills that a table remembers one by one; after more, a flush empties all of it.
+const LOG: usize = 256;
 
-/// One page's translation. A tag is the linear page with the context in its low bits, or [`INVALID`].
+/// One page's translation, as translated code reads it too. A tag is the linear page, or [`no_page`].
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-struct Entry {
+pub struct Entry {
     read: u64,
     write: u64,
     fetch: u64,
-    /// Added to a linear address it gives the [`Offset`] in RAM.
-    addend: u64,
+    /// Where the page lies in RAM.
+    page: Offset,
 }
 
-const EMPTY: Entry = Entry { read: INVALID, write: INVALID, fetch: INVALID, addend: 0 };
+/// A tag that no linear address which looks at entry `index` can have: its low page bits are another entry's.
+const fn no_page(index: usize) -> u64 {
+    ((index % ENTRIES) as u64 ^ 1) << 12
+}
 
-/// The address spaces whose translations are kept: PCID and the context that tags them.
-#[derive(Clone, Copy, Debug, Default)]
-struct Space {
-    pcid: u16,
-    context: u64,
+const fn empty(index: usize) -> Entry {
+    let none = no_page(index);
+    Entry { read: none, write: none, fetch: none, page: 0 }
+}
+
+/// One address space's translations.
+struct Table {
+    pcid: Option<u16>,
+    /// Names what is remembered of fetches from this space, see [`Tlb::fetch_regime`].
+    fetches: u64,
+    entries: Box<[Entry; SIZE]>,
+    /// The entries that were filled since the last flush.
+    log: Vec<u16>,
+}
+
+impl Table {
+    fn new(fetches: u64) -> Self {
+        let entries: Vec<Entry> = (0..SIZE).map(empty).collect();
+        let entries =
+            entries.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+        Self { pcid: None, fetches, entries, log: Vec::with_capacity(LOG) }
+    }
+
+    fn clear(&mut self) {
+        if self.log.len() < LOG {
+            for &index in &self.log {
+                self.entries[usize::from(index) % SIZE] = empty(index.into());
+            }
+        } else {
+            self.entries.iter_mut().enumerate().for_each(|(index, entry)| *entry = empty(index));
+        }
+        self.log.clear();
+    }
 }
 
 /// What a page may be used for without looking again.
@@ -45,93 +77,102 @@ pub struct Allowed {
 
 /// The translation cache.
 pub struct Tlb {
-    entries: Box<[Entry; ENTRIES * VIEWS]>,
-    context: u64,
-    next_context: u64,
-    spaces: [Space; 8],
-    next_space: usize,
+    tables: Box<[Table; SPACES]>,
+    current: usize,
+    /// The space that is given up next.
+    next: usize,
     /// One bit for each hash of a 2-MiB page in which part of a large page is cached.
     large: [u64; 64],
-    /// Changes whenever what is cached for instruction fetches may be stale although the context is the same.
-    fetch_epoch: u32,
-    /// One bit for each hash of a page that code was found in since the epoch began.
+    /// The last name given to what is remembered of fetches.
+    last_fetches: u64,
+    /// One bit for each hash of a page that code was found in since those names were given.
     fetched: [u64; 64],
+    /// One bit for each page of RAM that an entry may allow stores to.
+    stored: Vec<u64>,
 }
 
 impl Tlb {
     /// An empty cache.
     pub fn new() -> Self {
-        let entries = vec![EMPTY; ENTRIES * VIEWS].into_boxed_slice();
         Self {
-            entries: entries.try_into().unwrap_or_else(|_| unreachable!("the length is right")),
-            context: 1,
-            next_context: 2,
-            spaces: [Space { pcid: 0, context: 1 }; 8],
-            next_space: 1,
+            tables: Box::new(std::array::from_fn(|n| Table::new(n as u64))),
+            current: 0,
+            next: 1,
             large: [0; 64],
-            fetch_epoch: 0,
+            last_fetches: SPACES as u64,
             fetched: [0; 64],
+            stored: Vec::new(),
         }
     }
 
-    /// The tag of the present address space, below 4096.
+    /// Names the present address space and the state of its translations for fetches: what was remembered of fetches
+    /// under a name is good whenever the name is the same.
     #[inline(always)]
-    pub fn context(&self) -> u64 {
-        self.context
+    pub fn fetch_regime(&self) -> u64 {
+        self.tables[self.current].fetches
     }
 
-    /// See [`Tlb::invalidate_page`]: whatever was remembered of fetches under another epoch is to be forgotten.
-    #[inline(always)]
-    pub fn fetch_epoch(&self) -> u32 {
-        self.fetch_epoch
-    }
-
-    /// Someone remembers where the code at `linear` lies, until the epoch ends.
+    /// Someone remembers where the code at `linear` lies, under the present name.
     pub fn note_fetch(&mut self, linear: u64) {
         let (word, bit) = Self::bit(linear >> 12);
         self.fetched[word] |= bit;
     }
 
-    fn end_fetch_epoch(&mut self) {
-        self.fetch_epoch = self.fetch_epoch.wrapping_add(1);
-        self.fetched = [0; 64];
+    fn rename_fetches(&mut self, table: usize) {
+        self.last_fetches += 1;
+        self.tables[table].fetches = self.last_fetches;
     }
 
     #[inline(always)]
     fn index(view: View, linear: u64) -> usize {
-        (view as usize * ENTRIES + (linear >> 12) as usize % ENTRIES) % (ENTRIES * VIEWS)
+        (view as usize * ENTRIES + (linear >> 12) as usize % ENTRIES) % SIZE
+    }
+
+    /// The first entry of a view in the present address space, for translated code.
+    pub fn base(&self, view: View) -> *const Entry {
+        self.tables[self.current].entries[view as usize * ENTRIES..].as_ptr()
+    }
+
+    #[inline(always)]
+    fn entry(&self, view: View, linear: u64) -> &Entry {
+        &self.tables[self.current].entries[Self::index(view, linear)]
     }
 
     /// Where `size` bytes at `linear` lie, for a load. `None` also where they cross into the next page.
     #[inline(always)]
     pub fn read(&self, view: View, linear: u64, size: u64) -> Option<Offset> {
-        let entry = &self.entries[Self::index(view, linear)];
-        let tag = linear.wrapping_add(size - 1) & PAGE | self.context;
-        (entry.read == tag).then(|| linear.wrapping_add(entry.addend))
+        let entry = self.entry(view, linear);
+        let within = linear ^ entry.read;
+        (within <= 4096 - size).then(|| entry.page + within)
     }
 
     /// The same for a store.
     #[inline(always)]
     pub fn write(&self, view: View, linear: u64, size: u64) -> Option<Offset> {
-        let entry = &self.entries[Self::index(view, linear)];
-        let tag = linear.wrapping_add(size - 1) & PAGE | self.context;
-        (entry.write == tag).then(|| linear.wrapping_add(entry.addend))
+        let entry = self.entry(view, linear);
+        let within = linear ^ entry.write;
+        (within <= 4096 - size).then(|| entry.page + within)
     }
 
     /// The same for an instruction fetch of one byte.
     #[inline(always)]
     pub fn fetch(&self, view: View, linear: u64) -> Option<Offset> {
-        let entry = &self.entries[Self::index(view, linear)];
-        (entry.fetch == linear & PAGE | self.context).then(|| linear.wrapping_add(entry.addend))
+        let entry = self.entry(view, linear);
+        let within = linear ^ entry.fetch;
+        (within <= 4095).then(|| entry.page + within)
     }
 
     /// Remembers that the page of `linear` lies at the page of `offset`. `large`: it is part of a page above 4 KiB.
     pub fn insert(&mut self, view: View, linear: u64, offset: Offset, allowed: Allowed, large: bool) {
-        let tag = linear & PAGE | self.context;
-        let addend = (offset & PAGE).wrapping_sub(linear & PAGE);
-        let entry = &mut self.entries[Self::index(view, linear)];
-        if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.addend != addend {
-            *entry = Entry { addend, ..EMPTY };
+        let (tag, page) = (linear & PAGE, offset & PAGE);
+        let index = Self::index(view, linear);
+        let table = &mut self.tables[self.current];
+        let entry = &mut table.entries[index];
+        if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.page != page {
+            *entry = Entry { page, ..empty(index) };
+            if table.log.len() < LOG {
+                table.log.push(index as u16);
+            }
         }
         for (slot, allowed) in [
             (&mut entry.read, allowed.read),
@@ -142,91 +183,107 @@ impl Tlb {
                 *slot = tag;
             }
         }
+        if allowed.write {
+            let page = (page >> 12) as usize;
+            if self.stored.len() <= page / 64 {
+                self.stored.resize(page / 64 + 1, 0);
+            }
+            self.stored[page / 64] |= 1 << (page % 64);
+        }
         if large {
-            let (word, bit) = Self::large_bit(linear);
+            let (word, bit) = Self::bit(linear >> 21);
             self.large[word] |= bit;
         }
     }
 
-    /// Drops what allows stores to the page at an offset, in every view and context. Gives whether there was any.
+    /// Drops what allows stores to the page at an offset, in every view and address space. Gives whether there was any.
     pub fn drop_writes(&mut self, offset: Offset) -> bool {
+        let (offset, page) = (offset & PAGE, (offset >> 12) as usize);
+        let Some(word) = self.stored.get_mut(page / 64).filter(|word| **word >> (page % 64) & 1 != 0) else {
+            return false;
+        };
+        *word &= !(1 << (page % 64));
         let mut found = false;
-        for entry in self.entries.iter_mut().filter(|e| e.write != INVALID) {
-            if (entry.write & PAGE).wrapping_add(entry.addend) == offset & PAGE {
-                entry.write = INVALID;
-                found = true;
+        for table in self.tables.iter_mut() {
+            for (index, entry) in table.entries.iter_mut().enumerate() {
+                if entry.page == offset && entry.write != no_page(index) {
+                    entry.write = no_page(index);
+                    found = true;
+                }
             }
         }
         found
     }
 
-    /// INVLPG: drops the page of `linear` in every view, with the whole of the large page where it is part of one.
+    /// INVLPG: drops the page of `linear` in every view and address space, with the whole of the large page where it
+    /// is part of one.
     pub fn invalidate_page(&mut self, linear: u64) {
         let (word, bit) = Self::bit(linear >> 12);
         if self.fetched[word] & bit != 0 {
-            self.end_fetch_epoch();
+            self.fetched = [0; 64];
+            (0..SPACES).for_each(|table| self.rename_fetches(table));
         }
-        let (word, bit) = Self::large_bit(linear);
+        let (word, bit) = Self::bit(linear >> 21);
         if self.large[word] & bit != 0 {
             self.flush_all();
             return;
         }
-        for view in [View::Supervisor, View::SupervisorUnguarded, View::User] {
-            let entry = &mut self.entries[Self::index(view, linear)];
-            let tags = [entry.read, entry.write, entry.fetch];
-            if tags.iter().any(|&tag| (tag ^ linear) & PAGE == 0) {
-                *entry = EMPTY;
+        for table in self.tables.iter_mut() {
+            for view in [View::Supervisor, View::SupervisorUnguarded, View::User] {
+                let index = Self::index(view, linear);
+                let entry = &mut table.entries[index];
+                let tags = [entry.read, entry.write, entry.fetch];
+                if tags.iter().any(|&tag| (tag ^ linear) & PAGE == 0) {
+                    *entry = empty(index);
+                }
             }
         }
     }
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        let pcid = self.spaces.iter().find(|s| s.context == self.context).map_or(0, |s| s.pcid);
-        self.spaces = [Space { pcid: u16::MAX, context: 0 }; 8];
         self.large = [0; 64];
-        self.start_space(pcid);
+        for table in 0..SPACES {
+            if table != self.current {
+                self.tables[table].pcid = None;
+            }
+            self.clear(table);
+        }
+    }
+
+    fn clear(&mut self, table: usize) {
+        self.tables[table].clear();
+        self.rename_fetches(table);
+    }
+
+    fn find(&self, pcid: u16) -> Option<usize> {
+        self.tables.iter().position(|table| table.pcid == Some(pcid))
     }
 
     /// Drops the translations of one PCID.
     pub fn flush_pcid(&mut self, pcid: u16) {
-        let current = self.context;
-        let Some(space) = self.spaces.iter_mut().find(|s| s.context != 0 && s.pcid == pcid) else { return };
-        let was_current = space.context == current;
-        *space = Space { pcid: u16::MAX, context: 0 };
-        if was_current {
-            self.start_space(pcid);
+        if let Some(table) = self.find(pcid) {
+            self.clear(table);
         }
     }
 
     /// Makes the address space of a PCID the present one; keeps what is cached of it where asked to.
     pub fn switch(&mut self, pcid: u16, keep: bool) {
-        if let Some(space) = self.spaces.iter_mut().find(|s| s.context != 0 && s.pcid == pcid) {
-            if keep {
-                self.context = space.context;
-                return;
+        match self.find(pcid) {
+            Some(table) => {
+                self.current = table;
+                if !keep {
+                    self.clear(table);
+                }
             }
-            *space = Space { pcid: u16::MAX, context: 0 };
+            None => {
+                let table = self.next % SPACES;
+                self.next += 1;
+                self.clear(table);
+                self.tables[table].pcid = Some(pcid);
+                self.current = table;
+            }
         }
-        self.start_space(pcid);
-    }
-
-    fn start_space(&mut self, pcid: u16) {
-        if self.next_context > LAST_CONTEXT {
-            self.entries.fill(EMPTY);
-            self.spaces = [Space { pcid: u16::MAX, context: 0 }; 8];
-            self.large = [0; 64];
-            self.next_context = 1;
-            self.end_fetch_epoch();
-        }
-        self.context = self.next_context;
-        self.next_context += 1;
-        self.spaces[self.next_space % 8] = Space { pcid, context: self.context };
-        self.next_space += 1;
-    }
-
-    fn large_bit(linear: u64) -> (usize, u64) {
-        Self::bit(linear >> 21)
     }
 
     /// A page number's place in a set of 4096 bits.
@@ -291,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_run_out_without_reviving_old_translations() {
+    fn no_flush_revives_old_translations() {
         let mut tlb = Tlb::new();
         tlb.insert(View::User, 0x1000, 0x5000, ALL, false);
         for _ in 0..10_000 {
