@@ -103,6 +103,8 @@ fn ctrl_a_h_lists_the_keys_and_ctrl_a_x_quits() {
     let mut session = Session::start();
     session.press(b"\x01h");
     session.see("Ctrl-A x   end the run\r\n");
+    session.press(b"\x01e");
+    session.see("VM exits: ");
     session.press(b"\x01");
     session.press(b"x");
     session.see("ended by the user");
@@ -121,7 +123,7 @@ fn ctrl_c_is_the_guests() {
 
 #[test]
 fn signals_restore_the_terminal() {
-    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129), (Signal::QUIT, 131)] {
         let session = Session::start();
         kill_process(session.pid(), signal).unwrap();
         assert_eq!(session.end(), Some(status));
