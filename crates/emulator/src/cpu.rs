@@ -8,6 +8,7 @@ use guest_memory::GuestMemory;
 use x86::descriptor::Attributes;
 use x86::{Cr0, Cr4, Efer, Exception, Flags, Segment, SegmentRegister, TableRegister};
 
+use crate::breakpoints::Breakpoints;
 use crate::cpuid::CpuModel;
 use crate::flags::LazyFlags;
 use crate::insn::{FLAT, Insn, Stop};
@@ -95,6 +96,12 @@ pub struct Cpu {
     pub exit: Option<VmExit>,
     /// STI, MOV SS or POP SS was the last instruction: no interrupt before the next.
     pub shadow: bool,
+    /// Bits of DR6 for traps of what has just been completed: #DB comes before the next instruction.
+    pub debug_traps: u64,
+    /// MOV SS or POP SS was the last instruction: no debug exception before the next has run.
+    pub stack_shadow: bool,
+    /// What the debug registers watch; follows them ([`Cpu::update_breakpoints`]).
+    pub breakpoints: Breakpoints,
     /// Between an NMI and the next IRET.
     pub nmi_blocked: bool,
     /// HLT waits for an interrupt.

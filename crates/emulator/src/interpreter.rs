@@ -31,6 +31,11 @@ pub struct Interpreter {
     scratch: Vec<Insn>,
 }
 
+/// DR6.BS: a single step.
+const DR6_STEP: u64 = 1 << 14;
+/// IA32_DEBUGCTL.BTF: single steps end at branches only.
+const DEBUGCTL_BTF: u64 = 2;
+
 /// Why the inner loop came back.
 enum Leave {
     /// `run` returns this.
@@ -78,9 +83,9 @@ impl Interpreter {
         }
     }
 
-    /// Whether the next instruction must run by itself: a shadow covers it, or it is traced.
+    /// Whether the next instruction must run by itself: a shadow covers it, or it is traced, or RF holds for it.
     fn steps_alone(&self) -> bool {
-        self.cpu.shadow || self.cpu.system_flags.contains(Flags::TF)
+        self.cpu.shadow || self.cpu.system_flags.intersects(Flags::TF | Flags::RF)
     }
 
     /// Blocks after blocks, until there is something to look at.
@@ -119,35 +124,76 @@ impl Interpreter {
     /// One instruction, outside any kept block: it may store to the page that it comes from.
     fn single(&mut self) -> Leave {
         let traced = self.cpu.system_flags.contains(Flags::TF);
+        let covered = std::mem::take(&mut self.cpu.stack_shadow);
         self.cpu.shadow = false;
         let rip = self.cpu.rip;
+        if let Some(leave) = self.code_breakpoint(rip, covered) {
+            return leave;
+        }
         let mut insns = std::mem::take(&mut self.scratch);
         insns.clear();
         let leave = match self.fetch_one(rip, &mut insns) {
             Err(stop) => self.stopped_before(stop),
             Ok(len) => {
+                let next = self.wrapped(rip.wrapping_add(len));
                 self.cpu.block_rip = rip;
-                self.cpu.rip = self.wrapped(rip.wrapping_add(len));
+                self.cpu.rip = next;
                 self.cpu.mmu.executing = [NO_PAGE; 2];
-                let leave = match execute(&mut self.cpu, &insns) {
+                let result = execute(&mut self.cpu, &insns);
+                let leave = match result {
                     Ok(()) => None,
-                    Err((at, stop)) => {
-                        let insn = insns[at];
-                        let fault = stop == Stop::Fault;
-                        let leave = self.stopped(&insn, at as u64, stop);
-                        if fault { Some(leave.unwrap_or(Leave::Boundary)) } else { leave }
-                    }
+                    Err((at, stop)) => self.stopped(&insns[at], at as u64, stop),
                 };
-                match leave {
-                    Some(leave) => leave,
-                    None if traced => self.single_step_trap(),
-                    None => Leave::Boundary,
+                match result {
+                    Ok(()) | Err((_, Stop::EndBlock)) if traced => self.single_step(&insns[0], next),
+                    Err((_, Stop::Repeat)) => self.iterated(traced),
+                    _ => {}
                 }
+                leave.unwrap_or(Leave::Boundary)
             }
         };
         insns.clear();
         self.scratch = insns;
         leave
+    }
+
+    /// An instruction breakpoint at RIP, unless RF or a load of SS (`covered`) holds it back.
+    fn code_breakpoint(&mut self, rip: u64, covered: bool) -> Option<Leave> {
+        let resumed = self.cpu.system_flags.contains(Flags::RF);
+        self.cpu.system_flags.remove(Flags::RF);
+        if covered || resumed || !self.cpu.breakpoints.has_code() {
+            return None;
+        }
+        let linear =
+            if self.cpu.mode.is_64() { rip } else { rip.wrapping_add(self.cpu.bases[1]) & 0xffff_ffff };
+        match self.cpu.code_breakpoints(linear) {
+            0 => None,
+            hits => Some(self.deliver(Event::Exception(x86::Exception::debug(hits)))),
+        }
+    }
+
+    /// A traced instruction is complete; `next` is the one that follows it in memory.
+    fn single_step(&mut self, insn: &Insn, next: u64) {
+        use iced_x86::Mnemonic;
+        const HANDED_ON: [Mnemonic; 5] =
+            [Mnemonic::Int, Mnemonic::Int3, Mnemonic::Into, Mnemonic::Int1, Mnemonic::Syscall];
+        // Those that clear TF on the way to their handler are not traced into it.
+        let handed_on = HANDED_ON.iter().any(|&m| m as u16 == insn.mnemonic)
+            && !self.cpu.system_flags.contains(Flags::TF);
+        let branches_only = self.cpu.msrs.debugctl & DEBUGCTL_BTF != 0;
+        if !handed_on && !self.cpu.stack_shadow && !(branches_only && self.cpu.rip == next) {
+            self.cpu.debug_traps |= DR6_STEP;
+        }
+    }
+
+    /// A repeated instruction has done an iteration, and will go on.
+    fn iterated(&mut self, traced: bool) {
+        if traced {
+            self.cpu.debug_traps |= DR6_STEP;
+        }
+        // Its breakpoint has been passed.
+        let resume = self.cpu.loadable_rf();
+        self.cpu.system_flags.insert(resume);
     }
 
     /// RIP as the code segment's size has it.
@@ -157,11 +203,6 @@ impl Interpreter {
             32 => rip & 0xffff_ffff,
             _ => rip & 0xffff,
         }
-    }
-
-    fn single_step_trap(&mut self) -> Leave {
-        self.cpu.debug[4] |= 1 << 14;
-        self.deliver(Event::Exception(x86::Exception::new(x86::Vector::Debug)))
     }
 
     /// Handles what ended a block before its last instruction, or at it. `None`: go on with the next block.
@@ -185,7 +226,7 @@ impl Interpreter {
             }
             Stop::Repeat => {
                 self.cpu.rip = self.cpu.this_rip(insn);
-                None
+                (self.cpu.debug_traps != 0).then_some(Leave::Boundary)
             }
             Stop::OwnPage => {
                 self.cpu.rip = self.cpu.this_rip(insn);
@@ -193,8 +234,9 @@ impl Interpreter {
             }
             Stop::Fault => {
                 self.cpu.rip = self.cpu.this_rip(insn);
+                self.cpu.debug_traps = 0;
                 match self.deliver_fault() {
-                    Leave::Boundary => None,
+                    Leave::Boundary if self.cpu.debug_traps == 0 => None,
                     exit => Some(exit),
                 }
             }
@@ -230,10 +272,10 @@ impl Interpreter {
 
     /// What has to be looked at between instructions.
     fn boundary(&mut self) -> Result<(), VmExit> {
+        self.debug_traps()?;
         if self.attention.pending() {
             self.take_signals()?;
         }
-        self.debug_traps()?;
         if self.interrupt_waits
             && !self.cpu.shadow
             && self.cpu.system_flags.contains(Flags::IF)
@@ -253,7 +295,7 @@ impl Interpreter {
 
     /// Delivers what the debug facilities noted of the last instruction.
     fn debug_traps(&mut self) -> Result<(), VmExit> {
-        if self.cpu.debug_traps == 0 {
+        if self.cpu.debug_traps == 0 || self.cpu.stack_shadow {
             return Ok(());
         }
         let traps = std::mem::take(&mut self.cpu.debug_traps);
@@ -283,7 +325,7 @@ impl Interpreter {
             match event {
                 CpuEvent::Init => {
                     self.cpu.init();
-                    self.blocks.clear();
+                    self.forget();
                 }
                 CpuEvent::Sipi(vector) => self.cpu.start(vector),
                 CpuEvent::Nmi => {
@@ -342,6 +384,9 @@ impl Interpreter {
         let linear = self.fetch_linear(rip)?;
         let target = self.cpu.target(self.cpu.mmu.view, linear, Access::Fetch)?;
         let Some(offset) = target.offset() else { return Ok(NO_BLOCK) };
+        if self.cpu.breakpoints.in_code_page(linear) {
+            return Ok(NO_BLOCK);
+        }
         self.cpu.mmu.tlb.note_fetch(linear);
         if let Some(number) = self.blocks.find(offset, rip, self.cpu.mode) {
             let block = *self.blocks.get(number);

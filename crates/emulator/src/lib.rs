@@ -8,6 +8,7 @@
 //! interrupts from `engine::InterruptController`.
 
 pub mod block;
+pub mod breakpoints;
 pub mod cpu;
 pub mod cpuid;
 pub mod decode;

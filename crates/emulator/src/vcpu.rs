@@ -9,6 +9,7 @@ use exits::Recorder;
 use guest_memory::GuestMemory;
 use x86::{Flags, SegmentRegister};
 
+use crate::breakpoints::Breakpoints;
 use crate::cpu::{Cpu, Native, Wires};
 use crate::cpuid::CpuModel;
 use crate::flags::LazyFlags;
@@ -137,6 +138,9 @@ impl Cpu {
             fault: None,
             exit: None,
             shadow: false,
+            debug_traps: 0,
+            stack_shadow: false,
+            breakpoints: Breakpoints::default(),
             nmi_blocked: false,
             halted: false,
             waits_for_sipi: false,
@@ -183,8 +187,10 @@ impl Cpu {
         (self.tr, self.ldtr, self.gdtr, self.idtr) = (state.tr, state.ldtr, state.gdtr, state.idtr);
         (self.cr0, self.cr2, self.cr3, self.cr4) = (state.cr0, state.cr2, state.cr3, state.cr4);
         (self.efer, self.xcr0, self.debug) = (state.efer, state.xcr0, state.debug);
-        (self.shadow, self.nmi_blocked) = (false, false);
+        (self.shadow, self.nmi_blocked, self.debug_traps) = (false, false, 0);
         (self.halted, self.waits_for_sipi) = (state.halted, state.waits_for_sipi);
+        self.stack_shadow = false;
+        self.update_breakpoints();
         self.update_paging();
     }
 

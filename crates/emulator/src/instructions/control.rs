@@ -8,7 +8,7 @@ mod hypercall;
 mod time;
 
 pub use cache::{invd, invlpg, invpcid, wbinvd, xgetbv, xsetbv};
-pub(crate) use debug::DR7_GENERAL_DETECT;
+pub(crate) use debug::{DR6_ACCESS, DR7_GENERAL_DETECT};
 pub use debug::{mov_from_dr, mov_to_dr};
 pub use flags::{clac, cli, hlt, pause, popf, pushf, stac, sti};
 pub use hypercall::vmcall;
@@ -175,6 +175,7 @@ impl Cpu {
             self.check_page_directory_pointers(self.cr3)?;
         }
         self.cr4 = new;
+        self.update_breakpoints();
         self.after_change(changed.intersects(loads_pointers | Cr4::PCIDE | Cr4::SMAP | Cr4::LA57 | Cr4::PKE));
         Ok(())
     }

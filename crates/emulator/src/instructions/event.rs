@@ -7,6 +7,7 @@
 mod gate;
 mod iret;
 
+use gate::Entry;
 pub use iret::iret;
 use x86::{Exception, Flags, SegmentRegister, Selector, Vector};
 
@@ -81,10 +82,12 @@ impl Event {
     /// Faults push RF set, so that their instruction's breakpoint does not hit again when it is restarted.
     fn sets_resume_flag(&self) -> bool {
         match self {
-            Self::Exception(exception) => !matches!(
-                exception.vector,
-                Vector::Debug | Vector::Breakpoint | Vector::Overflow | Vector::Nmi
-            ),
+            Self::Exception(Exception { vector: Vector::Debug, address, .. }) => {
+                address & super::control::DR6_ACCESS != 0
+            }
+            Self::Exception(exception) => {
+                !matches!(exception.vector, Vector::Breakpoint | Vector::Overflow | Vector::Nmi)
+            }
             _ => false,
         }
     }
@@ -229,7 +232,13 @@ impl Cpu {
 
     /// Through the interrupt descriptor table.
     fn deliver_protected(&mut self, event: &Event) -> Result<(), Stop> {
-        let gate = self.find_gate(event)?;
+        let gate = match self.find_gate(event)? {
+            Entry::Gate(gate) => gate,
+            Entry::Task(gate) => {
+                let point = self.return_point(event);
+                return self.event_to_task(gate, point, event.error_code());
+            }
+        };
         let handler = self.find_handler(&gate)?;
         let frame = self.frame(event, handler.cpl);
         let (mut stack, new_ss) = self.handler_stack(&gate, handler.cpl)?;
@@ -306,8 +315,9 @@ impl Frame {
 
 fn software(cpu: &mut Cpu, insn: &Insn, vector: u8, kind: SoftwareKind) -> Result<(), Stop> {
     let next_rip = cpu.next_rip(insn);
-    cpu.deliver_once(&Event::Software { vector, next_rip, kind })?;
-    Err(Stop::EndBlock)
+    let task = cpu.tr.selector;
+    let result = cpu.deliver_once(&Event::Software { vector, next_rip, kind });
+    cpu.after_switch(result, task)
 }
 
 /// INT n.

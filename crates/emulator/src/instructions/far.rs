@@ -4,6 +4,7 @@ use x86::descriptor::Attributes;
 use x86::{Segment, SegmentRegister, Selector, SystemType, Vector};
 
 use super::segment::{Found, Stack, load_far_pointer};
+use super::task::{Cause, Task, transfer};
 use crate::cpu::Cpu;
 use crate::insn::{Insn, Stop};
 use crate::mmu::View;
@@ -24,6 +25,8 @@ enum Target {
     Code(Segment),
     /// Through a gate.
     Gate(CallGate),
+    /// To another task.
+    Task(Task),
 }
 
 impl Cpu {
@@ -57,7 +60,10 @@ impl Cpu {
         }
         let found = self.find_descriptor(selector, Vector::GeneralProtection)?;
         if !found.descriptor.is_code_or_data() {
-            return self.call_gate(selector, &found).map(Target::Gate);
+            return match self.far_task(selector, &found)? {
+                Some(task) => Ok(Target::Task(task)),
+                None => self.call_gate(selector, &found).map(Target::Gate),
+            };
         }
         let dpl = found.descriptor.dpl();
         let privilege = if found.is_conforming() {
@@ -75,7 +81,7 @@ impl Cpu {
         Ok(Target::Code(found.segment(Selector(selector.0 & !3 | u16::from(self.cpl())))))
     }
 
-    /// Checks a call gate. Task gates and TSSs come with task switches, which this processor does not do yet.
+    /// Checks a call gate.
     fn call_gate(&mut self, selector: Selector, found: &Found) -> Result<CallGate, Stop> {
         let descriptor = found.descriptor;
         let long = self.is_long();
@@ -136,7 +142,7 @@ impl Cpu {
     }
 }
 
-fn jump(cpu: &mut Cpu, selector: Selector, offset: u64) -> Result<(), Stop> {
+fn jump(cpu: &mut Cpu, insn: &Insn, selector: Selector, offset: u64) -> Result<(), Stop> {
     if cpu.mode.is_real_or_v86() {
         let code = cpu.real_segment(SegmentRegister::Cs, selector.0);
         cpu.check_entry(&code, offset)?;
@@ -151,6 +157,7 @@ fn jump(cpu: &mut Cpu, selector: Selector, offset: u64) -> Result<(), Stop> {
             let (code, _) = cpu.gate_code(&gate, true)?;
             cpu.enter(code, gate.offset)
         }
+        Target::Task(task) => transfer(cpu, insn, &task, Cause::Jump),
     }
 }
 
@@ -168,6 +175,7 @@ fn call(cpu: &mut Cpu, insn: &Insn, selector: Selector, offset: u64) -> Result<(
                 }
                 (code, gate.offset, gate.size)
             }
+            Target::Task(task) => return transfer(cpu, insn, &task, Cause::Call),
         }
     };
     cpu.check_entry(&code, rip)?;
@@ -215,13 +223,13 @@ fn call_inner(cpu: &mut Cpu, gate: &CallGate, code: Segment, cpl: u8, back: [u64
 
 /// JMP ptr16:16/32: the selector is the instruction's second immediate.
 pub fn jmp_far_pointer(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    jump(cpu, Selector(insn.aux as u16), insn.imm)
+    jump(cpu, insn, Selector(insn.aux as u16), insn.imm)
 }
 
 /// JMP m16:16/32/64.
 pub fn jmp_far_memory(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let (selector, offset) = load_far_pointer(cpu, insn)?;
-    jump(cpu, selector, offset)
+    jump(cpu, insn, selector, offset)
 }
 
 /// CALL ptr16:16/32: the selector is the instruction's second immediate.

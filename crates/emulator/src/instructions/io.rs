@@ -10,11 +10,17 @@ use crate::mmu::View;
 use crate::width::Width;
 
 impl Cpu {
-    /// Whether the program may use a port: CPL within IOPL, or the task's I/O permission bitmap allows it.
+    /// Whether the program may use a port: CPL within IOPL, or the task's I/O permission bitmap allows it. Breakpoints
+    /// on the port are noted.
     ///
     /// # Errors
-    /// #GP(0).
+    /// #GP(0); [`Stop::OwnPage`] for a breakpoint.
     pub fn check_port(&mut self, port: u16, size: u32) -> Result<(), Stop> {
+        self.check_port_rights(port, size)?;
+        self.watch_port(port, size)
+    }
+
+    fn check_port_rights(&mut self, port: u16, size: u32) -> Result<(), Stop> {
         if !self.mode.is_protected() || !self.mode.is_v86() && self.cpl() <= self.system_flags.iopl() {
             return Ok(());
         }

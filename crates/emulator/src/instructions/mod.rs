@@ -22,6 +22,7 @@ pub mod shift;
 pub mod stack;
 pub mod string;
 pub mod syscall;
+pub(crate) mod task;
 pub mod xsave;
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use crate::mmu::{Access, Target, View};
 use crate::width::Width;
 
 /// Segment registers by their number in an instruction.
-const REGISTERS: [SegmentRegister; 6] = [
+pub(crate) const REGISTERS: [SegmentRegister; 6] = [
     SegmentRegister::Es,
     SegmentRegister::Cs,
     SegmentRegister::Ss,
@@ -62,7 +62,7 @@ impl Found {
     }
 
     /// Data, or code that may be read.
-    fn is_readable(&self) -> bool {
+    pub(crate) fn is_readable(&self) -> bool {
         let kind = Attributes::CODE | Attributes::WRITABLE;
         self.attributes().contains(Attributes::S) && self.attributes() & kind != Attributes::CODE
     }
@@ -264,7 +264,7 @@ fn load_register(cpu: &mut Cpu, insn: &Insn, selector: u16) -> Result<(), Stop> 
 /// A load of SS holds interrupts off for one instruction, so that SS and RSP change together.
 fn finish_load(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister) -> Result<(), Stop> {
     if register == SegmentRegister::Ss {
-        cpu.shadow = true;
+        (cpu.shadow, cpu.stack_shadow) = (true, true);
         return cpu.end_block(insn);
     }
     Ok(())

@@ -68,10 +68,15 @@ fn repeat(
         if count == 0 {
             return Ok(());
         }
-        let done = once(cpu, insn, count)?;
+        // A single step is one iteration.
+        let traced = cpu.system_flags.contains(Flags::TF);
+        let done = once(cpu, insn, if traced { 1 } else { count })?;
         cpu.advance(RCX, done.wrapping_neg(), insn);
         if ends(cpu) {
             return Ok(());
+        }
+        if traced || cpu.debug_traps != 0 {
+            break;
         }
     }
     if cpu.registers.get(RCX) & insn.address_mask() == 0 { Ok(()) } else { Err(Stop::Repeat) }

@@ -259,9 +259,10 @@ impl Cpu {
             }
             self.memory.marks().written(offset);
         }
+        let watched = self.breakpoints.in_data_page(linear);
         let allowed = Allowed {
-            read: translation.readable,
-            write: access == Access::Write && translation.writable && !location.read_only,
+            read: translation.readable && !watched,
+            write: access == Access::Write && !watched && translation.writable && !location.read_only,
             fetch: translation.executable,
         };
         self.mmu.tlb.insert(view, linear, offset, allowed, translation.large);
@@ -271,6 +272,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn place_slow(&mut self, view: View, linear: u64, size: u64, access: Access) -> Result<Place, Stop> {
+        self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
         let first = self.target(view, linear, access)?;
         if in_first >= size {
@@ -411,6 +413,7 @@ impl Cpu {
         access: Access,
         mut work: impl FnMut(&mut Self, Target, std::ops::Range<usize>),
     ) -> Result<(), Stop> {
+        self.watch_data(linear, len as u64, access)?;
         let mut done = 0;
         while done < len {
             let at = self.wrap(linear.wrapping_add(done as u64));

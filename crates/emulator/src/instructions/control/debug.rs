@@ -9,7 +9,7 @@ use crate::insn::{Insn, Stop};
 /// DR7.GD: an access to a debug register raises #DB.
 pub(crate) const DR7_GENERAL_DETECT: u64 = 1 << 13;
 /// DR6.BD: it was for DR7.GD.
-const DR6_ACCESS: u64 = 1 << 13;
+pub(crate) const DR6_ACCESS: u64 = 1 << 13;
 /// DR6 with nothing reported: the bits that always read as ones.
 const DR6_RESET: u64 = 0xffff_0ff0;
 /// What may be set in DR6: B0 to B3, BD, BS, BT.
@@ -57,5 +57,6 @@ pub fn mov_to_dr(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
         5 => value & !DR7_ZEROS | DR7_ONES,
         _ => value,
     };
+    cpu.update_breakpoints();
     cpu.end_block(insn)
 }

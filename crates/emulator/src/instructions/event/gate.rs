@@ -21,6 +21,14 @@ pub(super) struct Gate {
     pub(super) masks: bool,
 }
 
+/// What an entry of the interrupt descriptor table is.
+pub(super) enum Entry {
+    /// An interrupt or trap gate.
+    Gate(Gate),
+    /// A task gate.
+    Task(Descriptor),
+}
+
 /// A code segment that control goes to, and the privilege level there.
 pub(crate) struct CodeTarget {
     pub(crate) segment: Segment,
@@ -29,7 +37,7 @@ pub(crate) struct CodeTarget {
 
 impl Cpu {
     /// The gate of an event, checked.
-    pub(super) fn find_gate(&mut self, event: &Event) -> Result<Gate, Stop> {
+    pub(super) fn find_gate(&mut self, event: &Event) -> Result<Entry, Stop> {
         let vector = u32::from(event.vector());
         let code = vector << 3 | 2;
         let size = if self.is_long() { 16 } else { 8 };
@@ -48,7 +56,7 @@ impl Cpu {
             (Some(SystemType::TrapGate), false) => (4, false),
             (Some(SystemType::InterruptGate16), false) => (2, true),
             (Some(SystemType::TrapGate16), false) => (2, false),
-            // Task gates come with task switches, which this processor does not do yet.
+            (Some(SystemType::TaskGate), false) => (0, false),
             _ => return Err(self.raise(Exception::gp(code))),
         };
         if event.checks_privilege() && descriptor.dpl() < self.cpl() {
@@ -57,14 +65,17 @@ impl Cpu {
         if !descriptor.attributes().contains(Attributes::P) {
             return Err(self.raise(Exception::with_code(Vector::SegmentNotPresent, code)));
         }
+        if bytes == 0 {
+            return Ok(Entry::Task(descriptor));
+        }
         let mask = if bytes == 2 { 0xffff } else { 0xffff_ffff };
-        Ok(Gate {
+        Ok(Entry::Gate(Gate {
             offset: u64::from(descriptor.gate_offset() & mask) | high << 32,
             selector: descriptor.gate_selector(),
             stack: if bytes == 8 { descriptor.gate_stack() } else { 0 },
             size: bytes,
             masks,
-        })
+        }))
     }
 
     /// The code segment of a gate, checked; its accessed flag is set.

@@ -6,6 +6,7 @@ use x86::{Flags, Segment, SegmentRegister, Selector};
 use crate::cpu::Cpu;
 use crate::insn::{Insn, Stop};
 use crate::instructions::segment::Stack;
+use crate::instructions::task::return_to_previous;
 
 /// What every IRET pops.
 struct Popped {
@@ -22,8 +23,8 @@ pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     // NMIs are open again even where the rest of the instruction faults.
     cpu.nmi_blocked = false;
     if cpu.mode.is_protected() && !cpu.mode.is_v86() && cpu.system_flags.contains(Flags::NT) {
-        // Long mode has no nested tasks; elsewhere this returns to the previous task, which comes with task switches.
-        return Err(cpu.gp0());
+        // Long mode has no nested tasks.
+        return if cpu.is_long() { Err(cpu.gp0()) } else { return_to_previous(cpu, insn) };
     }
     let mut stack = Stack::current(cpu);
     let popped = Popped {
@@ -49,11 +50,17 @@ impl Cpu {
         flags.set(Flags::IOPL, self.cpl() == 0);
         flags
     }
+
+    /// RF, where it matters: it holds back an instruction breakpoint for one instruction. Where there is none it stays
+    /// clear, so that nobody has to look at it.
+    pub(crate) fn loadable_rf(&self) -> Flags {
+        if self.breakpoints.has_code() { Flags::RF } else { Flags::empty() }
+    }
 }
 
-/// RF stays clear: it would hold back an instruction breakpoint for one instruction, and there are none yet.
 fn writable(cpu: &Cpu, size: u8) -> Flags {
     let mut flags = cpu.writable_flags(size);
+    flags.set(cpu.loadable_rf(), size > 2);
     flags.set(Flags::VIF | Flags::VIP, size > 2 && cpu.cpl() == 0 && cpu.mode.is_protected());
     flags
 }
