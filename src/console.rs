@@ -7,13 +7,13 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vmm::input::Input;
 use vmm::{Controls, StopReason};
 
 use crate::keys::{self, Action, Keys};
-use crate::terminal;
+use crate::{exit_status, terminal};
 
 /// The machine that runs now. Clones follow the same one.
 #[derive(Clone, Default)]
@@ -53,22 +53,33 @@ impl Present {
     }
 }
 
-/// Makes SIGINT, SIGTERM and SIGHUP end the run cleanly.
+/// Makes SIGINT, SIGTERM, SIGHUP and SIGQUIT end the run cleanly, and the second of them end the process at once.
 ///
 /// # Errors
 /// The host's, where it gives no handler or no thread.
 pub fn follow_signals(present: &Present) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCONT])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCONT])?;
     let present = present.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
+        let mut stopped = false;
         for signal in signals.forever() {
             match signal {
                 SIGCONT => terminal::resume(),
-                number => present.stop(StopReason::Signal(number)),
+                number if stopped => leave(number),
+                number => {
+                    stopped = true;
+                    present.stop(StopReason::Signal(number));
+                }
             }
         }
     })?;
     Ok(())
+}
+
+/// For a run that does not end as it should.
+fn leave(signal: i32) -> ! {
+    terminal::restore();
+    std::process::exit(i32::from(exit_status::SIGNAL) + signal)
 }
 
 /// Passes standard input on to the guest. At a terminal the keys of [`keys`] are ours; elsewhere the end of the input

@@ -31,8 +31,8 @@ Exit status:
   N      with --exec: the status of CMD; with --debug-exit: the low 8 bits of
          the value that the guest wrote (the whole value is shown on stderr)
   2      the command line is wrong; nothing was started
-  129, 130, 141, 143
-         ended by SIGHUP, SIGINT or SIGTERM, or nobody reads stdout any more
+  128+N  ended by signal N (SIGHUP, SIGINT, SIGQUIT, SIGTERM); 141: nobody reads
+         stdout any more
   240    the machine could not be built, or the host failed it
   241    the guest triple-faulted (RIP and reason are shown on stderr)
   242    the guest asked for a reset, and --reboot was not given

@@ -100,7 +100,10 @@ impl GuestMemory {
         let total = placed.last().map_or(0, |p| p.offset + p.region.len);
         let ram = Arc::new(Ram {
             mapping: access::Mapping::anonymous(total)?,
-            marks: PageMarks::new(total / PAGE_SIZE),
+            marks: PageMarks::new(total / PAGE_SIZE).ok_or_else(|| MemoryError::Map {
+                bytes: total,
+                source: std::io::ErrorKind::OutOfMemory.into(),
+            })?,
         });
         let vm = placed
             .iter()

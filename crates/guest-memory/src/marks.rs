@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
+use zerocopy::FromZeros;
 
 use crate::{Offset, PAGE_SIZE, Ram};
 
@@ -22,8 +23,9 @@ const GENERATION: u32 = 4;
 pub struct PageMarks(Box<[AtomicU32]>);
 
 impl PageMarks {
-    pub(crate) fn new(pages: u64) -> Self {
-        Self((0..pages).map(|_| AtomicU32::new(0)).collect())
+    /// Clear marks for so many pages; `None` where the host has no memory for them. What is never used takes none.
+    pub(crate) fn new(pages: u64) -> Option<Self> {
+        <[AtomicU32]>::new_box_zeroed_with_elems(usize::try_from(pages).ok()?).ok().map(Self)
     }
 
     /// Marks the page at an offset as holding translated code. Gives its generation, and whether the mark is new.
@@ -36,6 +38,16 @@ impl PageMarks {
     #[inline]
     pub fn generation(&self, offset: Offset) -> u32 {
         self.word(offset).load(Ordering::Relaxed) / GENERATION
+    }
+
+    /// All that is known of the page, in one word that changes whenever its generation does.
+    pub fn state(&self, offset: Offset) -> u32 {
+        self.word(offset).load(Ordering::SeqCst)
+    }
+
+    /// Where the page's word is, for translated code that compares it. Good while the memory lives.
+    pub fn state_address(&self, offset: Offset) -> u64 {
+        self.word(offset).as_ptr() as u64
     }
 
     /// Whether the page holds translated code, so that a write must come through [`PageMarks::written`].
@@ -115,7 +127,7 @@ mod tests {
 
     #[test]
     fn a_write_to_a_code_page_makes_its_translations_stale_once() {
-        let marks = PageMarks::new(2);
+        let marks = PageMarks::new(2).unwrap();
         let (generation, new) = marks.mark_code(4096);
         assert!(new && !marks.mark_code(4097).1);
         assert!(marks.written(5000));
