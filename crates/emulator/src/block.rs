@@ -36,26 +36,40 @@ pub struct Block {
     /// How many.
     len: u32,
     /// Where the bytes lie.
-    offset: Offset,
+    pub offset: Offset,
+    /// How often it was run without a translation.
+    pub heat: u32,
+    /// Where its translation starts; 0 while there is none.
+    pub code: u64,
+    /// Where in code memory the translation holds the page's expected state.
+    pub state_at: u32,
 }
 
 /// What finds a block: the same bytes mean something else at another address or in another mode.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Key {
-    offset: Offset,
-    rip: u64,
-    mode: Mode,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Where the bytes lie.
+    pub offset: Offset,
+    /// RIP of the first instruction.
+    pub rip: u64,
+    /// The mode they were decoded in.
+    pub mode: Mode,
 }
 
 /// Which address space, mode and state of the translation cache a recent entry belongs to.
 pub type Regime = u64;
 
+/// Read by translated code too, which knows the fields' offsets.
 #[derive(Clone, Copy)]
+#[repr(C, align(32))]
 struct Recent {
     rip: u64,
     regime: Regime,
+    code: u64,
     block: u32,
 }
+
+const NOTHING: Recent = Recent { rip: 0, regime: u64::MAX, code: 0, block: NO_BLOCK };
 
 /// All decoded code of one vCPU.
 pub struct Blocks {
@@ -107,13 +121,12 @@ pub struct NewBlock<'a> {
 impl Blocks {
     /// None yet.
     pub fn new() -> Self {
-        let none = Recent { rip: 0, regime: u64::MAX, block: NO_BLOCK };
         Self {
             blocks: Vec::new(),
             insns: Vec::new(),
             bytes: Vec::new(),
             map: HashMap::default(),
-            recent: vec![none; RECENT].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
+            recent: vec![NOTHING; RECENT].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
         }
     }
 
@@ -123,7 +136,7 @@ impl Blocks {
         self.insns.clear();
         self.bytes.clear();
         self.map.clear();
-        self.recent.fill(Recent { rip: 0, regime: u64::MAX, block: NO_BLOCK });
+        self.recent.fill(NOTHING);
     }
 
     /// Whether it is time to forget everything.
@@ -156,7 +169,28 @@ impl Blocks {
 
     /// Remembers it.
     pub fn remember(&mut self, rip: u64, regime: Regime, block: u32) {
-        self.recent[Self::slot(rip)] = Recent { rip, regime, block };
+        let code = self.get(block).code;
+        self.recent[Self::slot(rip)] = Recent { rip, regime, code, block };
+    }
+
+    /// The table's address, for translated code.
+    pub fn recent_address(&self) -> u64 {
+        self.recent.as_ptr() as u64
+    }
+
+    /// A block by its number, for changing what is known of it.
+    pub fn get_mut(&mut self, block: u32) -> &mut Block {
+        &mut self.blocks[block as usize]
+    }
+
+    /// A block's bytes.
+    pub fn bytes(&self, block: &Block) -> &[u8] {
+        &self.bytes[block.bytes as usize..][..block.len as usize]
+    }
+
+    /// All instructions, by the numbers that blocks count from.
+    pub fn insn(&self, number: u32) -> &Insn {
+        &self.insns[number as usize]
     }
 
     /// The block that was decoded from an offset for an address and a mode.
@@ -176,6 +210,9 @@ impl Blocks {
             bytes: self.bytes.len() as u32,
             len: new.bytes.len() as u32,
             offset: new.offset,
+            heat: 0,
+            code: 0,
+            state_at: 0,
         };
         self.insns.extend_from_slice(new.insns);
         self.bytes.extend_from_slice(new.bytes);

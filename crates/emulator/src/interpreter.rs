@@ -11,6 +11,7 @@ use crate::block::{Blocks, NO_BLOCK, NewBlock, Regime};
 use crate::cpu::Cpu;
 use crate::decode::MOST;
 use crate::insn::{Insn, Stop};
+use crate::jit::Jit;
 use crate::instructions::event::{Event, TripleFault};
 use crate::mmu::{Access, NO_PAGE};
 use crate::shared::Peers;
@@ -19,8 +20,8 @@ use crate::shared::Peers;
 pub struct Interpreter {
     /// The processor.
     pub cpu: Cpu,
-    blocks: Blocks,
-    attention: Arc<Attention>,
+    pub(crate) blocks: Blocks,
+    pub(crate) attention: Arc<Attention>,
     peers: Peers,
     /// An interrupt waits at the local APIC for RFLAGS.IF.
     interrupt_waits: bool,
@@ -29,6 +30,12 @@ pub struct Interpreter {
     /// The generation of the native unit that the blocks' stubs belong to.
     native_generation: u64,
     scratch: Vec<Insn>,
+    /// The translator, where it is on.
+    pub(crate) jit: Option<Jit>,
+    /// With [`jit::exit::STOP`]: the instruction's number, its block's, and why.
+    pub(crate) stopped_at: Option<(u32, u32, Stop)>,
+    /// A handler's panic, on its way around translated code.
+    pub(crate) panic: Option<Box<dyn std::any::Any + Send>>,
 }
 
 /// DR6.BS: a single step.
@@ -37,7 +44,7 @@ const DR6_STEP: u64 = 1 << 14;
 const DEBUGCTL_BTF: u64 = 2;
 
 /// Why the inner loop came back.
-enum Leave {
+pub(crate) enum Leave {
     /// `run` returns this.
     Exit(VmExit),
     /// Look at what came up, and go on.
@@ -57,6 +64,9 @@ impl Interpreter {
             nmi_waits: false,
             native_generation,
             scratch: Vec::new(),
+            jit: None,
+            stopped_at: None,
+            panic: None,
         }
     }
 
@@ -84,7 +94,7 @@ impl Interpreter {
     }
 
     /// Whether the next instruction must run by itself: a shadow covers it, or it is traced, or RF holds for it.
-    fn steps_alone(&self) -> bool {
+    pub(crate) fn steps_alone(&self) -> bool {
         self.cpu.shadow || self.cpu.system_flags.intersects(Flags::TF | Flags::RF)
     }
 
@@ -105,6 +115,16 @@ impl Interpreter {
                 },
             };
             let block = *self.blocks.get(number);
+            if block.code != 0 {
+                match self.run_translated(block.code, regime) {
+                    Some(leave) => return leave,
+                    None => continue,
+                }
+            }
+            if self.jit.is_some() && self.cpu.mode.is_64() && self.is_hot(number) {
+                self.translate(number, rip, regime);
+                continue;
+            }
             self.cpu.block_rip = rip;
             self.cpu.rip = block.end;
             self.cpu.mmu.executing = block.pages;
@@ -154,6 +174,9 @@ impl Interpreter {
         };
         insns.clear();
         self.scratch = insns;
+        if self.cpu.native.unit.generation() != self.native_generation {
+            self.forget();
+        }
         leave
     }
 
@@ -206,7 +229,7 @@ impl Interpreter {
     }
 
     /// Handles what ended a block before its last instruction, or at it. `None`: go on with the next block.
-    fn stopped(&mut self, insn: &Insn, executed: u64, stop: Stop) -> Option<Leave> {
+    pub(crate) fn stopped(&mut self, insn: &Insn, executed: u64, stop: Stop) -> Option<Leave> {
         let not_run = match stop {
             Stop::EndBlock | Stop::Exit => executed + 1,
             Stop::Fault | Stop::OwnPage | Stop::Repeat => executed,
@@ -403,7 +426,15 @@ impl Interpreter {
 
     fn refresh(&mut self, number: u32, offset: Offset) -> bool {
         let generation = self.mark_code(offset);
-        self.blocks.refresh(number, &self.cpu.memory, [generation, 0])
+        let same = self.blocks.refresh(number, &self.cpu.memory, [generation, 0]);
+        let block = self.blocks.get(number);
+        if same
+            && block.code != 0
+            && let Some(jit) = &mut self.jit
+        {
+            jit.expect(block.state_at, self.cpu.memory.marks().state(offset));
+        }
+        same
     }
 
     /// The linear address of an instruction, within the code segment.
@@ -464,7 +495,10 @@ impl Interpreter {
         Ok(number)
     }
 
-    fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
+        if let Some(jit) = &mut self.jit {
+            jit.clear();
+        }
         self.blocks.clear();
         self.cpu.native.insns.clear();
         self.native_generation = self.cpu.native.unit.generation();

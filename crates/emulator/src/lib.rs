@@ -16,6 +16,7 @@ pub mod flags;
 pub mod insn;
 pub mod instructions;
 pub mod interpreter;
+pub mod jit;
 pub mod mmu;
 pub mod mode;
 pub mod msrs;

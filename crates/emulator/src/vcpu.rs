@@ -74,7 +74,12 @@ impl SoftVcpu {
         };
         let cpu = Cpu::power_up(config.id, config.memory, wires, Native { unit, insns: Vec::new() });
         let peers = Peers::join(config.shared, config.id, config.attention.clone());
-        let interpreter = Interpreter::new(cpu, config.attention.clone(), peers);
+        let mut interpreter = Interpreter::new(cpu, config.attention.clone(), peers);
+        if std::env::var_os("RINGSIDE_JIT").is_some() {
+            interpreter
+                .enable_jit()
+                .map_err(|source| EngineError::Host { what: "mapping code memory", source })?;
+        }
         Ok(Self { interpreter, attention: config.attention })
     }
 }

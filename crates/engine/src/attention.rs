@@ -65,6 +65,11 @@ impl Attention {
         self.word.load(Ordering::Relaxed) != 0
     }
 
+    /// Where the word is, for translated code that polls it. Good while the value lives.
+    pub fn word_address(&self) -> u64 {
+        self.word.as_ptr() as u64
+    }
+
     /// Takes what is raised of `signals`: what was raised is clear afterwards.
     pub fn take(&self, signals: Signals) -> bool {
         self.word.fetch_and(!signals.0, Ordering::SeqCst) & signals.0 != 0

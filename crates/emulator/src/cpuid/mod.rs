@@ -22,6 +22,8 @@ use host::Host;
 
 /// The name of the model that has all that the host and Ringside offer.
 const HOST: &str = "host";
+/// The same by another name.
+const MAX: &str = "max";
 /// Physical addresses are at most this wide, in bits: enough for any machine, and within four-level paging's reach.
 const MOST_PHYSICAL_BITS: u32 = 46;
 
@@ -112,7 +114,7 @@ fn suggestion(close: &[&str]) -> String {
 
 impl CpuModel {
     /// The model that `text` describes, for a machine of `cpus` vCPUs: `NAME[,+FEATURE][,-FEATURE]…`. An empty name
-    /// means `host`.
+    /// means `host`, and so does `max`.
     ///
     /// # Errors
     /// [`CpuModelError`], for unknown names and for features that the host lacks.
@@ -120,7 +122,7 @@ impl CpuModel {
         let mut items = text.split(',').map(str::trim);
         let name = items.next().unwrap_or_default();
         let named = named::by_name(name);
-        let is_host = name.is_empty() || name.eq_ignore_ascii_case(HOST);
+        let is_host = name.is_empty() || [HOST, MAX].iter().any(|host| name.eq_ignore_ascii_case(host));
         let available = Features::available();
         let (name, mut features) = match named {
             Some(model) => (model.name, model.features()),

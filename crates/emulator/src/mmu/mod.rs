@@ -6,7 +6,7 @@ mod tlb;
 mod walk;
 
 pub use access::{Place, Target};
-pub use tlb::Tlb;
+pub use tlb::{ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE, Tlb};
 pub use walk::{Paging, Translation};
 
 use guest_memory::Offset;

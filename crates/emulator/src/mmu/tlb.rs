@@ -24,6 +24,13 @@ pub struct Entry {
     page: Offset,
 }
 
+/// Offsets of an entry's fields, in bytes: the tag for loads.
+pub const ENTRY_READ: i32 = std::mem::offset_of!(Entry, read) as i32;
+/// The tag for stores.
+pub const ENTRY_WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
+/// The page's offset in RAM.
+pub const ENTRY_PAGE: i32 = std::mem::offset_of!(Entry, page) as i32;
+
 /// A tag that no linear address which looks at entry `index` can have: its low page bits are another entry's.
 const fn no_page(index: usize) -> u64 {
     ((index % ENTRIES) as u64 ^ 1) << 12

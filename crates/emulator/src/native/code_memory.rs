@@ -52,6 +52,23 @@ impl CodeMemory {
         u32::try_from(start).ok()
     }
 
+    /// Where the next code that is pushed will start.
+    pub fn next(&self) -> usize {
+        self.used.next_multiple_of(ALIGNMENT)
+    }
+
+    /// Replaces bytes of code that was pushed before. Only the thread that runs the code may do so.
+    ///
+    /// # Panics
+    /// Where the bytes do not lie within what was pushed.
+    pub fn patch(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.used), "a patch outside the code");
+        // SAFETY: within the writable mapping by the line above.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.start.add(offset), bytes.len());
+        }
+    }
+
     /// Forgets all code; its memory is used anew.
     pub fn clear(&mut self) {
         self.used = 0;

@@ -11,7 +11,7 @@
 #![allow(unsafe_code)] // The call of generated code.
 
 mod allow_list;
-mod code_memory;
+pub(crate) mod code_memory;
 pub mod execute;
 mod features;
 mod memory_use;

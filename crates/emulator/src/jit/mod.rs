@@ -1,0 +1,179 @@
+//! The translator: hot blocks of 64-bit code as host code.
+//!
+//! [`translate`] turns a block into host code, [`frame`] is what surrounds it, and [`Jit`] keeps the code memory and
+//! the links between translations. The interpreter decides what is hot, enters, and handles whatever comes back.
+#![allow(unsafe_code)] // The entry into generated code, and what that calls.
+
+mod assembler;
+mod frame;
+mod native_set;
+mod run;
+mod translate;
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+
+use guest_memory::GuestMemory;
+
+use crate::block::{Block, Key, Mix};
+use crate::mode::Mode;
+use crate::native::code_memory::CodeMemory;
+pub use frame::{Context, STEP_DISPATCH, exit};
+use frame::{Stubs, stubs};
+use translate::{Surroundings, translate};
+
+/// Bytes of translated code that a vCPU keeps; when they are full, all of it is forgotten.
+const CODE_BYTES: usize = 32 << 20;
+/// Runs of a block before it is translated.
+pub const HOT: u32 = 16;
+
+/// A vCPU's translations.
+pub struct Jit {
+    memory: CodeMemory,
+    stubs: Stubs,
+    /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
+    links: HashMap<Key, Vec<usize>, BuildHasherDefault<Mix>>,
+    statistics: Statistics,
+}
+
+/// What the translator did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Blocks translated.
+    pub blocks: u64,
+    /// Bytes of guest code in them.
+    pub guest_bytes: u64,
+    /// Bytes of host code made of them.
+    pub host_bytes: u64,
+    /// How often all code was forgotten because its memory was full.
+    pub evictions: u64,
+    /// Calls of handlers from translated code.
+    pub handler_calls: u64,
+}
+
+/// A new translation.
+pub struct Added {
+    /// Where its code starts.
+    pub code: u64,
+    /// Where in code memory the page's expected state stands.
+    pub state_at: u32,
+    /// The blocks in the same page that it leaves to: [`Jit::connect`] those that are translated.
+    pub exits: Vec<Key>,
+}
+
+/// The type of the code that enters translated code.
+type Enter = unsafe extern "sysv64" fn(*mut Context, u64) -> u32;
+
+impl Jit {
+    /// Maps the code memory.
+    ///
+    /// # Errors
+    /// The host refuses it.
+    pub fn new() -> std::io::Result<Self> {
+        let memory = CodeMemory::new(CODE_BYTES)?;
+        let mut jit =
+            Self { memory, stubs: Stubs::default(), links: HashMap::default(), statistics: Statistics::default() };
+        jit.place_stubs();
+        Ok(jit)
+    }
+
+    fn place_stubs(&mut self) {
+        let (stubs, code) = stubs(self.memory.next());
+        self.memory.push(&code);
+        self.stubs = stubs;
+    }
+
+    /// Forgets all translations.
+    pub fn clear(&mut self) {
+        self.memory.clear();
+        self.links.clear();
+        self.place_stubs();
+    }
+
+    /// What was done so far.
+    pub fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    /// Notes a call of a handler.
+    pub fn count_handler_call(&mut self) {
+        self.statistics.handler_calls += 1;
+    }
+
+    /// Translates a block. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
+    pub fn add(
+        &mut self,
+        number: u32,
+        block: &Block,
+        mode: Mode,
+        bytes: &[u8],
+        memory: &GuestMemory,
+        decoder_options: u32,
+    ) -> Option<Added> {
+        let surroundings = Surroundings { stubs: self.stubs, memory, number, decoder_options };
+        let mut translation = translate(block, bytes, &surroundings);
+        let base = self.memory.next();
+        for &(at, to) in &translation.outward {
+            let disp = to as i64 - (base + at + 4) as i64;
+            translation.bytes[at..at + 4].copy_from_slice(&(disp as i32).to_le_bytes());
+        }
+        let Some(offset) = self.memory.push(&translation.bytes) else {
+            self.statistics.evictions += 1;
+            return None;
+        };
+        self.statistics.blocks += 1;
+        self.statistics.guest_bytes += bytes.len() as u64;
+        self.statistics.host_bytes += translation.bytes.len() as u64;
+        let exits = self.link(base, block, mode, &translation.exits);
+        let code = self.memory.address(offset) as u64;
+        Some(Added { code, state_at: (base + translation.state_at) as u32, exits })
+    }
+
+    /// Notes where a new translation leaves to, and lets all that leave to it jump here.
+    fn link(&mut self, base: usize, block: &Block, mode: Mode, exits: &[(u64, usize)]) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for &(rip, at) in exits.iter().filter(|(rip, _)| (rip ^ block.rip) >> 12 == 0) {
+            let key = Key { offset: block.offset & !0xfff | rip & 0xfff, rip, mode };
+            self.links.entry(key).or_default().push(base + at);
+            keys.push(key);
+        }
+        let key = Key { offset: block.offset, rip: block.rip, mode };
+        for &at in self.links.get(&key).into_iter().flatten() {
+            jump(&mut self.memory, at, base);
+        }
+        keys
+    }
+
+    /// Makes a new translation's exits jump to one that is there already.
+    pub fn connect(&mut self, key: Key, code: u64) {
+        let target = code.wrapping_sub(self.memory.address(0) as u64) as usize;
+        for &at in self.links.get(&key).into_iter().flatten() {
+            jump(&mut self.memory, at, target);
+        }
+    }
+
+    /// The page's state changed, and the block's bytes did not: its translation expects the new state.
+    pub fn expect(&mut self, state_at: u32, state: u32) {
+        self.memory.patch(state_at as usize, &state.to_le_bytes());
+    }
+
+    /// Runs translated code.
+    ///
+    /// # Safety
+    /// `code` is an address that [`Jit::add`] gave since the last [`Jit::clear`]; what the context points to is good
+    /// and of nobody else's while the code runs; `step` is a function of the type that it says.
+    pub unsafe fn enter(&self, context: *mut Context, code: u64) -> u32 {
+        // SAFETY: the stub of this type starts there.
+        let enter = unsafe { std::mem::transmute::<*const u8, Enter>(self.memory.address(self.stubs.enter as u32)) };
+        // SAFETY: the caller's promise.
+        unsafe { enter(context, code) }
+    }
+}
+
+/// Writes a jump over the start of an exit.
+fn jump(memory: &mut CodeMemory, at: usize, target: usize) {
+    let disp = (target as i64 - (at as i64 + 5)) as i32;
+    let mut bytes = [0xe9, 0, 0, 0, 0];
+    bytes[1..].copy_from_slice(&disp.to_le_bytes());
+    memory.patch(at, &bytes);
+}

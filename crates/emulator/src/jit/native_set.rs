@@ -1,0 +1,34 @@
+//! Which instructions are copied into translated code.
+
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
+
+/// Whether an instruction only computes on general registers, flags and one memory operand, in a form that may be
+/// copied with its registers renamed.
+pub fn is_copied(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    let operands_fit = (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).is_gpr(),
+        OpKind::Memory => i.op_code().encoding() != EncodingKind::EVEX,
+        kind => crate::instructions::shape::is_immediate(kind),
+    });
+    if !operands_fit || i.has_rep_prefix() && legacy(i) || i.has_repne_prefix() {
+        return false;
+    }
+    let bit_in_memory = i.op_count() == 2 && i.op_kind(0) == OpKind::Memory && i.op_kind(1) == OpKind::Register;
+    match i.mnemonic() {
+        Bt | Bts | Btr | Btc => !bit_in_memory,
+        Mov | Movzx | Movsx | Movsxd | Lea | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc | Dec | Neg
+        | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul | Bsf | Bsr | Bswap | Xchg
+        | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc | Cmc | Popcnt | Lzcnt | Tzcnt | Andn
+        | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Movbe
+        | Crc32 | Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl
+        | Setge | Setle | Setg | Cmovo | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns
+        | Cmovp | Cmovnp | Cmovl | Cmovge | Cmovle | Cmovg => true,
+        _ => false,
+    }
+}
+
+/// Instructions for which REP is part of the opcode.
+fn legacy(i: &Instruction) -> bool {
+    !matches!(i.mnemonic(), Mnemonic::Popcnt | Mnemonic::Lzcnt | Mnemonic::Tzcnt)
+}
