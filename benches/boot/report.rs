@@ -15,7 +15,8 @@ Minstr               million instructions of the guest, as Ringside counts them.
                      Ringside's for the same kernel, unpacked or unpacking itself, without QEMU's firmware. Bochs'
                      number (<) has firmware, boot loader and the time that it skips while the guest is halted in it.
 Minstr/s, /CPU s     these over the time to power-off, and over the processor time.
-x shell, x CPU       times Ringside's: above 1, Ringside is faster.";
+x shell              time to the shell, times Ringside's: above 1, Ringside is faster.
+x work               processor time, times Ringside's for the same work: the kernel unpacked, or unpacking itself.";
 
 /// What is measured, and where.
 pub fn heading(inputs: &Inputs, options: &Options) -> String {
@@ -61,8 +62,8 @@ pub fn table(legs: &[Leg], results: &Results) -> String {
     let of_kind = |kind| legs.iter().position(|leg| leg.kind == kind).map(|at| Medians::of(results.runs(at)));
     let (ours, stub) = (of_kind(Kind::Ringside), of_kind(Kind::RingsideStub));
     let mut text = format!(
-        "{:<32}{:>9}{:>10}{:>9}{:>9}{:>10}{:>8}{:>9}{:>7}\n",
-        "", "to shell", "power-off", "CPU", "Minstr", "Minstr/s", "/CPU s", "x shell", "x CPU"
+        "{:<32}{:>9}{:>10}{:>9}{:>9}{:>10}{:>8}{:>9}{:>8}\n",
+        "", "to shell", "power-off", "CPU", "Minstr", "Minstr/s", "/CPU s", "x shell", "x work"
     );
     for (at, leg) in legs.iter().enumerate().filter(|(_, leg)| leg.kind != Kind::FirstWords) {
         if let Some(why) = results.failure(at) {
@@ -70,15 +71,17 @@ pub fn table(legs: &[Leg], results: &Results) -> String {
             continue;
         }
         let medians = Medians::of(results.runs(at));
+        let packed =
+            leg.kind == Kind::RingsideStub || matches!(leg.work, Work::LikePacked | Work::CountedWithIdle);
+        let same_work = if packed { stub.as_ref() } else { ours.as_ref() };
         let counted = match leg.work {
             Work::Counted | Work::CountedWithIdle => medians.instructions,
-            Work::LikeUnpacked => ours.as_ref().and_then(|ours| ours.instructions),
-            Work::LikePacked => stub.as_ref().and_then(|stub| stub.instructions),
+            Work::LikeUnpacked | Work::LikePacked => same_work.and_then(|like| like.instructions),
         };
         if leg.work == Work::Counted && counted.is_none() {
             text.push_str("(what `ringside --stats` says of instructions was not understood)\n");
         }
-        text.push_str(&row(leg, &medians, counted, ours.as_ref()));
+        text.push_str(&row(leg, &medians, counted, [ours.as_ref(), same_work]));
     }
     for (at, leg) in legs.iter().enumerate() {
         let Some(before) = Medians::of(results.runs(at)).before_kernel else { continue };
@@ -92,7 +95,12 @@ pub fn table(legs: &[Leg], results: &Results) -> String {
     text
 }
 
-fn row(leg: &Leg, medians: &Medians, instructions: Option<f64>, ours: Option<&Medians>) -> String {
+fn row(
+    leg: &Leg,
+    medians: &Medians,
+    instructions: Option<f64>,
+    [ours, same_work]: [Option<&Medians>; 2],
+) -> String {
     let seconds = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2} s"));
     let ratio = |value: Option<f64>, ours: Option<f64>| match (value, ours) {
         (Some(value), Some(ours)) if ours > 0.0 => format!("{:.2}", value / ours),
@@ -109,7 +117,7 @@ fn row(leg: &Leg, medians: &Medians, instructions: Option<f64>, ours: Option<&Me
         Work::LikeUnpacked | Work::LikePacked => "~",
     };
     format!(
-        "{:<32}{:>9}{:>10}{:>9}{:>9}{:>10}{:>8}{:>9}{:>7}\n",
+        "{:<32}{:>9}{:>10}{:>9}{:>9}{:>10}{:>8}{:>9}{:>8}\n",
         leg.name,
         seconds(medians.shell),
         seconds(medians.power_off),
@@ -118,7 +126,7 @@ fn row(leg: &Leg, medians: &Medians, instructions: Option<f64>, ours: Option<&Me
         rate(medians.power_off),
         rate(medians.cpu),
         ratio(medians.shell, ours.and_then(|ours| ours.shell)),
-        ratio(medians.cpu, ours.and_then(|ours| ours.cpu)),
+        ratio(medians.cpu, same_work.and_then(|like| like.cpu)),
     )
 }
 
