@@ -123,7 +123,8 @@ fn ctrl_c_is_the_guests() {
 
 #[test]
 fn signals_restore_the_terminal() {
-    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129), (Signal::QUIT, 131)] {
+    for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129), (Signal::QUIT, 131)]
+    {
         let session = Session::start();
         kill_process(session.pid(), signal).unwrap();
         assert_eq!(session.end(), Some(status));
@@ -147,12 +148,13 @@ fn after_a_stop_and_a_continue_the_terminal_is_raw_again() {
 fn the_guests_shell_is_a_shell() {
     let mut session = Session::with(&["--exits", "off"], None);
     session.see(":~# ");
-    session.press(b"echo $((6 * 7))th; sleep 100\r");
+    // The program that Ctrl-C is to end says itself that it runs in the foreground.
+    session.press(b"sh -c 'echo $((6 * 7))th; exec sleep 1000'\r");
     session.see("\n42th\r\n");
-    // Ctrl-C ends the sleep, Ctrl-D the shell.
     session.press(b"\x03");
     session.press(b"echo status $?\r");
     session.see("\nstatus 130\r\n");
+    // Ctrl-D ends the shell.
     session.press(b"\x04");
     assert_eq!(session.end(), Some(0));
 }
