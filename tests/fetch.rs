@@ -127,7 +127,8 @@ fn mounted(options: &str, command: &Command) -> Option<String> {
         eprintln!("skipped: no mounting here");
         return None;
     }
-    let script = format!("mount -t tmpfs -o {options} none {} && exec \"$0\" \"$@\"", folder.path().display());
+    let script =
+        format!("mount -t tmpfs -o {options} none {} && exec \"$0\" \"$@\"", folder.path().display());
     let mut unshare = unshare(&script);
     unshare.arg(command.get_program()).args(command.get_args());
     unshare.env("RINGSIDE_CACHE", folder.path());

@@ -7,7 +7,11 @@ pub mod trials;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
+
+/// How long the default guest's download may take.
+const FETCH_LIMIT: Duration = Duration::from_secs(900);
 
 /// The `ringside` command.
 pub fn ringside() -> Command {
@@ -48,6 +52,21 @@ pub fn finish(mut child: Child, limit: Duration) -> Output {
 /// Its standard error, as text.
 pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A file of the default guest in the user's cache folder; the guest is fetched where it is missing.
+pub fn debian_file(name: &str) -> PathBuf {
+    static FETCHED: OnceLock<()> = OnceLock::new();
+    FETCHED.get_or_init(|| {
+        let output = run_within(ringside().args(["guest", "fetch", "debian"]), FETCH_LIMIT);
+        assert!(output.status.success(), "{}", stderr(&output));
+    });
+    let folder =
+        |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = folder("RINGSIDE_CACHE")
+        .or_else(|| folder("XDG_CACHE_HOME").map(|path| path.join("ringside")))
+        .or_else(|| folder("HOME").map(|path| path.join(".cache/ringside")));
+    cache.expect("a cache folder").join("guests/debian").join(name)
 }
 
 /// A kernel file in a folder of its own, which is removed with it.
