@@ -108,10 +108,10 @@ pub const DEFAULT_GUEST: &str = "debian";
 /// The options of `ringside run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
-    /// Boot this kernel: a bzImage or an ELF file with a PVH or 64-bit entry
+    /// Boot this kernel: a bzImage, an ELF file with a PVH or 64-bit entry, or a Multiboot image
     #[arg(long, value_name = "FILE", help_heading = "Guest")]
     pub kernel: Option<PathBuf>,
-    /// Give the kernel this initial RAM disk
+    /// Give the kernel this initial RAM disk; a Multiboot image has it as its module
     #[arg(long, value_name = "FILE", help_heading = "Guest")]
     pub initrd: Option<PathBuf>,
     /// Boot this guest; see `ringside guest list`
@@ -144,9 +144,18 @@ pub struct RunArgs {
     /// What runs the vCPUs
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = "Machine")]
     pub engine: Engine,
+    /// Whether the software CPU translates hot code, or interprets all of it
+    #[arg(long, value_enum, value_name = "on|off", default_value = "on", help_heading = "Machine")]
+    pub jit: Switch,
     /// A port, such as 0xf4: what the guest writes there ends the run and is its status
     #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Machine")]
     pub debug_exit: Option<u16>,
+    /// Add what suites of unit tests expect: ports and memory that keep what is written, and interrupt lines on ports
+    ///
+    /// Ports 0xe0 to 0xe3 read back what was written; ports 0x2000 to 0x2017 drive the I/O APIC's lines; 64 KiB at
+    /// 0xff000000 are memory.
+    #[arg(long, help_heading = "Machine")]
+    pub testdev: bool,
     /// Start again where the guest asks for a reset or triple-faults, instead of ending
     #[arg(long, help_heading = "Machine")]
     pub reboot: bool,
@@ -173,6 +182,17 @@ pub enum Boot {
     Linux64,
     /// By its own decompressor, as a boot loader does
     Stub,
+    /// As a Multiboot image, version 1
+    Multiboot,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Do it
+    On,
+    /// Leave it
+    Off,
 }
 
 /// What runs the vCPUs.

@@ -13,7 +13,7 @@ use vmm::input::Input;
 use vmm::machine::SerialLine;
 use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary};
 
-use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, RunArgs};
+use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, RunArgs, Switch};
 use crate::console::{self, Present};
 use crate::terminal::{self, RawMode};
 use crate::{exit_status, stats};
@@ -78,8 +78,10 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
             Engine::Soft => EngineChoice::Soft,
             Engine::Kvm => EngineChoice::Kvm,
         },
+        jit: args.jit == Switch::On,
         boot,
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
+        testdev: args.testdev,
         ledger,
     };
     config.check()?;
@@ -92,6 +94,7 @@ fn protocol(boot: Boot) -> Protocol {
         Boot::Pvh => Protocol::Pvh,
         Boot::Linux64 => Protocol::Linux64,
         Boot::Stub => Protocol::Stub,
+        Boot::Multiboot => Protocol::Multiboot,
     }
 }
 

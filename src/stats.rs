@@ -17,11 +17,12 @@ pub fn table(summary: &Summary, started: Instant) -> String {
     }
     for vcpu in &summary.vcpus {
         rows.push((format!("vCPU {}", vcpu.id), work(vcpu, summary.elapsed)));
+        rows.extend(vcpu.counters.iter().map(|(name, count)| (format!("  {name}"), count.to_string())));
     }
     if let Some(bytes) = peak_memory() {
         rows.push(("peak memory".to_owned(), size::display(bytes)));
     }
-    rows.iter().map(|(name, value)| format!("{name:<30}{value}\n")).collect()
+    rows.iter().map(|(name, value)| format!("{name:<42}{value}\n")).collect()
 }
 
 fn work(vcpu: &VcpuSummary, elapsed: Duration) -> String {

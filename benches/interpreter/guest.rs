@@ -61,6 +61,7 @@ impl Guest {
             cpu: Arc::new(CpuModel::parse("host", 1)?),
             recorder: None,
             shared: Arc::new(Shared::new(1)),
+            jit: false,
         })?;
         Ok(Self { vcpu, bus: Arc::new(Nothing), memory, state: state() })
     }

@@ -18,8 +18,10 @@ pub mod bus;
 pub mod clock;
 pub mod cmos;
 pub mod debug_exit;
+pub mod fw_cfg;
 #[cfg(test)]
 mod fuzz;
+pub mod hpet;
 pub mod i8042;
 pub mod interrupt;
 pub mod irq;
@@ -28,3 +30,4 @@ pub mod pit;
 pub mod request;
 pub mod reset;
 pub mod serial;
+pub mod testdev;

@@ -11,6 +11,9 @@ use crate::width::HIGH_BYTE;
 /// Instructions in a block, at most.
 pub const MOST: usize = 64;
 
+/// Bytes of an instruction, at most.
+const LONGEST: usize = 15;
+
 /// What decoding a run of bytes gave.
 pub struct Decoded {
     /// The bytes that the instructions take.
@@ -31,12 +34,16 @@ impl Cpu {
             decoder.decode_out(&mut instruction);
             if instruction.is_invalid()
                 && decoder.last_error() == DecoderError::NoMoreBytes
-                && bytes.len() - len < 15
+                && bytes.len() - len < LONGEST
             {
                 return Decoded { len, truncated: insns.len() == first };
             }
             let end = decoder.position();
-            let row = instructions::row(self, &instruction);
+            let row = if instruction.is_invalid() && end - len >= LONGEST {
+                instructions::too_long()
+            } else {
+                instructions::row(self, &instruction)
+            };
             let mut insn = translate(&instruction, code_size, &row);
             insn.offset = len as u16;
             insn.len = (end - len) as u8;
@@ -57,6 +64,9 @@ fn translate(instruction: &Instruction, code_size: u32, row: &instructions::Chos
     insn.size = row.size;
     insn.mnemonic = instruction.mnemonic() as u16;
     insn.flags = prefixes(instruction);
+    if instruction.is_stack_instruction() {
+        insn.flags |= flag::STACK;
+    }
     if code_size != 64 {
         insn.flags |= flag::CHECKED;
     }

@@ -33,7 +33,7 @@ pub mod flag {
     pub const REPNE: u8 = 4;
     /// The memory operand's segment must be checked (outside 64-bit mode).
     pub const CHECKED: u8 = 8;
-    /// The memory operand's faults are stack faults.
+    /// It pushes or pops: faults of other than its memory operand are stack faults.
     pub const STACK: u8 = 16;
 }
 

@@ -258,6 +258,7 @@ impl Interpreter {
             Stop::Fault => {
                 self.cpu.rip = self.cpu.this_rip(insn);
                 self.cpu.debug_traps = 0;
+                self.cpu.refine_fault(insn);
                 match self.deliver_fault() {
                     Leave::Boundary if self.cpu.debug_traps == 0 => None,
                     exit => Some(exit),
@@ -398,7 +399,8 @@ impl Interpreter {
     /// Everything that finding a block by its address depends on.
     #[inline(always)]
     fn regime(&self) -> Regime {
-        u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16
+        // Outside 64-bit mode the same RIP is another place in another code segment.
+        (u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16) ^ self.cpu.bases[1] << 32
     }
 
     /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.
@@ -448,6 +450,14 @@ impl Interpreter {
         Ok(rip.wrapping_add(self.cpu.bases[1]) & 0xffff_ffff)
     }
 
+    /// The bytes from an instruction's first to the code segment's last.
+    fn code_left(&self, rip: u64) -> usize {
+        if self.cpu.mode.is_64() {
+            return usize::MAX;
+        }
+        (u64::from(self.cpu.segments[1].limit) + 1).saturating_sub(rip) as usize
+    }
+
     /// Marks a page as holding code, and stops everyone's unseen stores to it. Gives the page's generation.
     fn mark_code(&mut self, offset: Offset) -> u32 {
         let page = offset & !0xfff;
@@ -465,7 +475,7 @@ impl Interpreter {
         }
         let generation = self.mark_code(offset);
         let mut bytes = [0; 512];
-        let len = (4096 - (offset & 0xfff) as usize).min(bytes.len());
+        let len = (4096 - (offset & 0xfff) as usize).min(bytes.len()).min(self.code_left(rip));
         self.cpu.memory.read_bytes(offset, &mut bytes[..len]);
         let mut insns = std::mem::take(&mut self.scratch);
         insns.clear();
@@ -508,7 +518,8 @@ impl Interpreter {
     fn fetch_one(&mut self, rip: u64, insns: &mut Vec<Insn>) -> Result<u64, Stop> {
         let linear = self.fetch_linear(rip)?;
         let mut bytes = [0; 15];
-        let first = (4096 - (linear & 0xfff) as usize).min(15);
+        let all = self.code_left(rip).min(15);
+        let first = (4096 - (linear & 0xfff) as usize).min(all);
         let view = self.cpu.mmu.view;
         self.cpu.fetch_bytes(view, linear, &mut bytes[..first])?;
         let decoded = self.cpu.decode(rip, &bytes[..first], 1, insns);
@@ -516,14 +527,29 @@ impl Interpreter {
             return Ok(decoded.len as u64);
         }
         insns.clear();
-        let next = linear.wrapping_add(first as u64);
-        self.cpu.fetch_bytes(view, next, &mut bytes[first..])?;
-        Ok(self.cpu.decode(rip, &bytes, 1, insns).len as u64)
+        if first < all {
+            let next = linear.wrapping_add(first as u64);
+            self.cpu.fetch_bytes(view, next, &mut bytes[first..all])?;
+        }
+        let decoded = self.cpu.decode(rip, &bytes[..all], 1, insns);
+        // It runs over the code segment's end.
+        if decoded.truncated { Err(self.cpu.gp0()) } else { Ok(decoded.len as u64) }
     }
 
-    /// Blocks and instructions kept, for counters.
-    pub fn block_counts(&self) -> (usize, usize) {
-        self.blocks.counts()
+    /// What is kept and what was done, by name.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        let (blocks, insns) = self.blocks.counts();
+        let mut counters = vec![("blocks kept", blocks as u64), ("instructions in them", insns as u64)];
+        if let Some(jit) = self.jit_statistics() {
+            counters.extend([
+                ("blocks translated", jit.blocks),
+                ("guest bytes translated", jit.guest_bytes),
+                ("host bytes made of them", jit.host_bytes),
+                ("translations evicted", jit.evictions),
+                ("handlers called from translated code", jit.handler_calls),
+            ]);
+        }
+        counters
     }
 
     /// Forgets all decoded code: the state was replaced.
@@ -543,3 +569,6 @@ fn execute(cpu: &mut Cpu, insns: &[Insn]) -> Result<(), (usize, Stop)> {
     cpu.instructions += insns.len() as u64;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

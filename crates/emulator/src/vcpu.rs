@@ -39,6 +39,8 @@ pub struct VcpuConfig {
     pub recorder: Option<Recorder>,
     /// What it shares with the machine's other vCPUs.
     pub shared: Arc<Shared>,
+    /// Whether hot code is translated; else all of it is interpreted.
+    pub jit: bool,
 }
 
 /// A virtual CPU in software.
@@ -75,7 +77,7 @@ impl SoftVcpu {
         let cpu = Cpu::power_up(config.id, config.memory, wires, Native { unit, insns: Vec::new() });
         let peers = Peers::join(config.shared, config.id, config.attention.clone());
         let mut interpreter = Interpreter::new(cpu, config.attention.clone(), peers);
-        if std::env::var_os("RINGSIDE_JIT").is_some() {
+        if config.jit {
             interpreter
                 .enable_jit()
                 .map_err(|source| EngineError::Host { what: "mapping code memory", source })?;
@@ -104,6 +106,10 @@ impl Vcpu for SoftVcpu {
 
     fn kick(&self) -> Kick {
         Kick::new(self.attention.clone())
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        self.interpreter.counters()
     }
 
     fn instructions(&self) -> Option<u64> {

@@ -93,4 +93,6 @@ pub trait Vcpu: Send {
     fn kick(&self) -> Kick;
     /// Instructions retired so far; `None` where the engine does not count them.
     fn instructions(&self) -> Option<u64>;
+    /// The engine's own counters, by name: empty where it has none.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
 }

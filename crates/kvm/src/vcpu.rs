@@ -193,6 +193,10 @@ impl Vcpu for KvmVcpu {
         Kick::new(self.attention.clone())
     }
 
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     fn instructions(&self) -> Option<u64> {
         None
     }

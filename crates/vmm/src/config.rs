@@ -20,10 +20,14 @@ pub struct MachineConfig {
     pub cpu: String,
     /// What runs the vCPUs.
     pub engine: EngineChoice,
+    /// Whether the software CPU translates hot code.
+    pub jit: bool,
     /// What is booted.
     pub boot: BootConfig,
     /// The port whose value ends the run, where there is one.
     pub debug_exit: Option<u16>,
+    /// Whether there is the device that suites of unit tests expect.
+    pub testdev: bool,
     /// Whether exits are counted.
     pub ledger: bool,
 }
@@ -96,6 +100,7 @@ mod tests {
             cpus: 1,
             cpu: "host".into(),
             engine: EngineChoice::Soft,
+            jit: true,
             boot: BootConfig {
                 kernel: "vmlinuz".into(),
                 initrd: None,
@@ -104,6 +109,7 @@ mod tests {
                 protocol: Protocol::Auto,
             },
             debug_exit: None,
+            testdev: false,
             ledger: false,
         }
     }

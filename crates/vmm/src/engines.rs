@@ -43,6 +43,7 @@ pub struct SoftMachine {
     fabric: Arc<InterruptFabric>,
     model: Arc<CpuModel>,
     shared: Arc<emulator::Shared>,
+    jit: bool,
 }
 
 impl Engine {
@@ -79,6 +80,7 @@ impl Engine {
             fabric: InterruptFabric::new(features, timers, attentions),
             model: Arc::new(model),
             shared: Arc::new(emulator::Shared::new(config.cpus)),
+            jit: config.jit,
         }))
     }
 
@@ -98,15 +100,16 @@ impl Engine {
         }
     }
 
-    /// Puts the interrupt controllers and the interval timer on the bus, where they are not the kernel's.
+    /// Puts the interrupt controllers and the interval timer, whose line is `timer_line`, on the bus, where they are not
+    /// the kernel's.
     ///
     /// # Errors
     /// [`BusError`] where another device is there.
-    pub fn add_devices(&self, bus: &MachineBus) -> Result<(), BusError> {
+    pub fn add_devices(&self, bus: &MachineBus, timer_line: IrqLine) -> Result<(), BusError> {
         let Self::Soft(soft) = self else { return Ok(()) };
         soft.fabric.attach(bus)?;
         soft.fabric.enable_virtual_wire();
-        let timer = Pit::new(IrqLine::new(soft.fabric.clone(), pit::IRQ), &soft.timers);
+        let timer = Pit::new(timer_line, &soft.timers);
         bus.insert(Space::Port, pit::BASE, pit::PORTS, "pit", timer.clone())?;
         let speaker =
             Window { space: Space::Port, base: pit::SPEAKER_PORT, len: 1, offset: pit::SPEAKER_OFFSET };
@@ -141,7 +144,7 @@ fn model(config: &MachineConfig) -> Result<CpuModel, BuildError> {
 
 impl KvmMachine {
     fn new(config: &MachineConfig, memory: &GuestMemory, timers: &Timers) -> Result<Self, BuildError> {
-        let model = if config.cpu == "host" { None } else { Some(model(config)?) };
+        let model = if matches!(config.cpu.as_str(), "host" | "max") { None } else { Some(model(config)?) };
         Ok(Self { vm: KvmVm::new(memory)?, model, tsc_frequency: timers.time().tsc_frequency() })
     }
 
@@ -181,6 +184,7 @@ impl SoftMachine {
             cpu: self.model.clone(),
             recorder,
             shared: self.shared.clone(),
+            jit: self.jit,
         })?;
         Ok((Box::new(vcpu), Arc::new(VcpuBus::new(apic, bus))))
     }

@@ -19,6 +19,7 @@ pub mod config;
 mod engines;
 mod error;
 pub mod event_loop;
+mod fw_cfg;
 pub mod input;
 pub mod layout;
 pub mod ledger_bus;

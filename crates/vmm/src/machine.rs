@@ -83,6 +83,7 @@ impl Machine {
     /// [`BuildError`] for values that no machine can have, files that cannot be booted, and what the host refuses.
     pub fn build(config: &MachineConfig, lines: Vec<SerialLine>) -> Result<Self, BuildError> {
         config.check()?;
+        layout::check_host(config.memory).map_err(ConfigError::Memory)?;
         let memory = GuestMemory::new(&layout::regions(config.memory).map_err(ConfigError::Memory)?)?;
         let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
         let boot_state = load(config, &memory)?;
@@ -94,13 +95,16 @@ impl Machine {
         let (outputs, sinks, inputs) = connect(lines, &ending)?;
         let platform = Platform::new(PlatformConfig {
             memory_bytes: config.memory,
+            memory: &memory,
+            cpus: config.cpus,
             debug_exit: config.debug_exit,
+            testdev: config.testdev,
             irqs: engine.irqs(),
             timers: &timers,
             outputs: sinks,
             ending: &ending,
         })?;
-        engine.add_devices(platform.bus())?;
+        engine.add_devices(platform.bus(), platform.timer_line())?;
         let ledger = config.ledger.then(Ledger::new);
         let run = Run::new(ending.clone(), config.cpus);
         let application_processor = VcpuState { waits_for_sipi: true, ..VcpuState::reset() };
@@ -207,9 +211,12 @@ fn load(config: &MachineConfig, memory: &GuestMemory) -> Result<VcpuState, Build
         initrd.resize(initrd.len().next_multiple_of(4), 0);
         initrd.extend_from_slice(&config.boot.overlay);
     }
+    let initrd_name = config.boot.initrd.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
     let payload = BootPayload {
         kernel: &kernel,
+        kernel_name: &config.boot.kernel.to_string_lossy(),
         initrd: (!initrd.is_empty()).then_some(&initrd[..]),
+        initrd_name: &initrd_name,
         cmdline: &config.boot.cmdline,
         protocol: config.boot.protocol,
         seed: seed(),

@@ -7,15 +7,20 @@ use devices::bus::{BusError, MachineBus, SharedDevice};
 use devices::clock::Timers;
 use devices::cmos::{self, Cmos, CmosConfig};
 use devices::debug_exit::{self, DebugExit};
+use devices::hpet::{self, Hpet, LegacyLine};
 use devices::i8042::{self, I8042};
 use devices::irq::{IrqLine, IrqSink};
 use devices::pci::{self, ConfigPorts, PciBus};
+use devices::pit;
 use devices::request::RequestSink;
 use devices::reset::{self, ResetControl, SystemControlA};
 use devices::serial::{self, Serial};
+use devices::testdev::{self, TestDevice};
 use engine::Space;
+use guest_memory::GuestMemory;
 
 use crate::error::BuildError;
+use crate::fw_cfg;
 use crate::input::{Input, Port};
 use crate::layout;
 use crate::outcome::Ending;
@@ -34,8 +39,14 @@ const SERIAL_PORTS: [(&str, u64, u32); 3] = [
 pub struct PlatformConfig<'a> {
     /// RAM in bytes, as the CMOS tells it.
     pub memory_bytes: u64,
+    /// The RAM itself, for devices that read and write it.
+    pub memory: &'a GuestMemory,
+    /// vCPUs.
+    pub cpus: u32,
     /// The port whose value ends the run.
     pub debug_exit: Option<u16>,
+    /// Whether there is the device that suites of unit tests expect.
+    pub testdev: bool,
     /// The interrupt controllers' input lines: the ISA interrupts.
     pub irqs: Arc<dyn IrqSink>,
     /// The machine's timers.
@@ -51,6 +62,7 @@ pub struct Platform {
     bus: Arc<MachineBus>,
     serial: Vec<Arc<Mutex<Serial>>>,
     pm: Arc<Mutex<AcpiPm>>,
+    timer_line: IrqLine,
 }
 
 impl Platform {
@@ -68,13 +80,22 @@ impl Platform {
         for window in acpi_pm::WINDOWS {
             bus.insert_window(window, "acpi", pm.clone())?;
         }
-        let cmos = Cmos::new(&cmos_config(config.memory_bytes), line(cmos::IRQ), config.timers);
+        let legacy = [pit::IRQ, cmos::IRQ].map(|number| LegacyLine::new(line(number)));
+        let [timer_line, clock_line] = [0, 1].map(|index: usize| legacy[index].pc_end());
+        let hpet = Hpet::new(hpet::ROUTES.map(line), legacy, config.timers);
+        bus.insert(Space::Memory, layout::HPET, hpet::SIZE, "hpet", hpet)?;
+        let cmos = Cmos::new(&cmos_config(config.memory_bytes), clock_line, config.timers);
         bus.insert(Space::Port, cmos::BASE, cmos::PORTS, "cmos", cmos)?;
         let keyboard = shared(I8042::new(line(i8042::KEYBOARD_IRQ), requests.clone()));
         for window in i8042::WINDOWS {
             bus.insert_window(window, "i8042", keyboard.clone())?;
         }
         add_pci_and_resets(&bus, &requests)?;
+        let fw_cfg = fw_cfg::device(config.memory, config.memory_bytes, config.cpus);
+        bus.insert(Space::Port, devices::fw_cfg::BASE, devices::fw_cfg::PORTS, "fw-cfg", shared(fw_cfg))?;
+        if config.testdev {
+            add_test_device(&bus, &config.irqs)?;
+        }
 
         let com1_and_com3 = SharedLine::new(line(serial::COM1_IRQ));
         let mut ports = Vec::new();
@@ -88,12 +109,17 @@ impl Platform {
             let len = debug_exit::PORTS.min(0x1_0000 - u64::from(port));
             bus.insert(Space::Port, u64::from(port), len, "debug-exit", shared(DebugExit::new(requests)))?;
         }
-        Ok(Self { bus, serial: ports, pm })
+        Ok(Self { bus, serial: ports, pm, timer_line })
     }
 
     /// What the vCPUs see.
     pub fn bus(&self) -> &Arc<MachineBus> {
         &self.bus
+    }
+
+    /// The interval timer's interrupt line.
+    pub fn timer_line(&self) -> IrqLine {
+        self.timer_line.clone()
     }
 
     /// The power button.
@@ -156,6 +182,13 @@ fn add_pci_and_resets(bus: &MachineBus, requests: &RequestSink) -> Result<(), Bu
     bus.insert(Space::Port, pci::CONFIG_BASE, pci::CONFIG_PORTS, "pci", shared(config_ports))?;
     let system_control = shared(SystemControlA::new(requests.clone()));
     bus.insert(Space::Port, reset::SYSTEM_CONTROL_A_PORT, 1, "system-control", system_control)
+}
+
+/// The device for suites of unit tests, with all of the I/O APIC's lines.
+fn add_test_device(bus: &MachineBus, irqs: &Arc<dyn IrqSink>) -> Result<(), BusError> {
+    let lines = (0..testdev::LINES as u32).map(|number| IrqLine::new(irqs.clone(), number)).collect();
+    let device = shared(TestDevice::new(lines));
+    testdev::WINDOWS.into_iter().try_for_each(|window| bus.insert_window(window, "testdev", device.clone()))
 }
 
 fn shared(device: impl devices::bus::Device + 'static) -> SharedDevice {
@@ -227,9 +260,13 @@ mod tests {
     fn platform(debug_exit: Option<u16>) -> (Ending, Result<Platform, BuildError>) {
         let ending = Ending::new();
         let timers = Timers::new(ManualTime::new());
+        let memory = GuestMemory::new(&layout::regions(64 << 20).unwrap()).unwrap();
         let config = PlatformConfig {
             memory_bytes: 64 << 20,
+            memory: &memory,
+            cpus: 1,
             debug_exit,
+            testdev: true,
             irqs: RecordedLines::new(),
             timers: &timers,
             outputs: Vec::new(),

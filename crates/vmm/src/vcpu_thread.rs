@@ -57,6 +57,8 @@ pub struct VcpuSummary {
     pub instructions: Option<u64>,
     /// How long it was halted or waited for its start-up interrupt.
     pub idle: Duration,
+    /// The engine's counters.
+    pub counters: Vec<(&'static str, u64)>,
 }
 
 impl VcpuThread {
@@ -101,7 +103,12 @@ impl VcpuThread {
         {
             log::info!("vCPU {} at the end:\n{}", self.id, crate::registers::table(&state));
         }
-        VcpuSummary { id: self.id, instructions: self.vcpu.instructions(), idle }
+        VcpuSummary {
+            id: self.id,
+            instructions: self.vcpu.instructions(),
+            idle,
+            counters: self.vcpu.counters(),
+        }
     }
 
     /// HLT: sleeps until somebody wants attention.
@@ -186,6 +193,9 @@ mod tests {
         }
         fn kick(&self) -> Kick {
             Kick::new(self.attention.clone())
+        }
+        fn counters(&self) -> Vec<(&'static str, u64)> {
+            Vec::new()
         }
         fn instructions(&self) -> Option<u64> {
             Some(42)

@@ -39,6 +39,7 @@ impl CpuModel {
     /// The bits of CR4 that the model has.
     pub fn control_bits(&self) -> Cr4 {
         let optional = [
+            (feature::VME, Cr4::VME.union(Cr4::PVI)),
             (feature::DE, Cr4::DE),
             (feature::MCE, Cr4::MCE),
             (feature::UMIP, Cr4::UMIP),

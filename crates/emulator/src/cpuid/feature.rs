@@ -77,6 +77,7 @@ macro_rules! features {
 
 features! {
     FPU "fpu" Leaf1Edx 0 Base;
+    VME "vme" Leaf1Edx 1 Platform;
     DE "de" Leaf1Edx 2 Platform;
     PSE "pse" Leaf1Edx 3 Base;
     TSC "tsc" Leaf1Edx 4 Base;
@@ -199,7 +200,6 @@ const ALIASES: &[(&str, Feature)] = &[
 
 /// Features that processors have and this one does not: taking one away is no mistake, asking for it is.
 pub(super) const NOT_OFFERED: &[&str] = &[
-    "vme",
     "dtes64",
     "monitor",
     "vmx",

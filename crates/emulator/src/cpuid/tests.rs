@@ -58,7 +58,7 @@ fn what_the_host_executes_is_what_the_host_has() {
 fn no_model_promises_what_the_cpu_does_not_implement() {
     for model in models() {
         let one = model.cpuid(&context(1), 1, 0);
-        let absent = [(2, 3, "monitor"), (2, 5, "vmx"), (2, 6, "smx"), (2, 15, "pdcm"), (3, 1, "vme")];
+        let absent = [(2, 3, "monitor"), (2, 5, "vmx"), (2, 6, "smx"), (2, 15, "pdcm")];
         for (register, bit, name) in absent {
             assert_eq!(one[register] >> bit & 1, 0, "{} has {name}", model.name());
         }
@@ -382,7 +382,7 @@ fn the_brand_string_names_the_model_and_ends() {
 fn control_bits_are_those_of_the_features() {
     let most = host(1).control_bits();
     assert!(most.contains(Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::FSGSBASE | Cr4::UMIP | Cr4::OSXSAVE));
-    assert!(!most.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::PKE | Cr4::LA57 | Cr4::CET | Cr4::VME | Cr4::PVI));
+    assert!(!most.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::PKE | Cr4::LA57 | Cr4::CET));
     let least = CpuModel::parse("x86-64-v1", 1).unwrap().control_bits();
     assert!(!least.intersects(Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::FSGSBASE | Cr4::UMIP | Cr4::OSXSAVE));
     assert!(least.contains(Cr4::PAE | Cr4::PGE | Cr4::OSFXSR));

@@ -132,7 +132,7 @@ impl Cpu {
         }
         self.cr0 = new;
         self.efer = efer;
-        self.after_change(old.symmetric_difference(new).intersects(Cr0::PG | Cr0::WP | Cr0::PE));
+        self.after_change(old.symmetric_difference(new).intersects(Cr0::PG | Cr0::WP | Cr0::PE | Cr0::AM));
         Ok(())
     }
 

@@ -1,15 +1,24 @@
 //! Near control flow. SDM vol. 2, *JMP*, *Jcc*, *CALL*, *RET*, *LOOP*.
 
+use x86::{Exception, Vector};
+
 use super::shape::{Form, Shape};
 use crate::cpu::Cpu;
-use crate::insn::{Handler, Insn, Stop};
+use crate::insn::{Handler, Insn, Stop, flag};
 use crate::width::Width;
 
 /// Jcc: RIP already stands behind the block, which is where no jump leads.
 pub fn jcc<const CC: u8>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    if cpu.flags.condition::<CC>() {
-        cpu.rip = insn.imm;
+    if cpu.flags.condition::<CC>() { branch(cpu, insn) } else { Ok(()) }
+}
+
+/// To the address in the instruction. Only outside 64-bit mode can that be one where no code may be.
+#[inline(always)]
+fn branch(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    if insn.has(flag::CHECKED) {
+        cpu.check_near(insn.imm)?;
     }
+    cpu.rip = insn.imm;
     Ok(())
 }
 
@@ -27,8 +36,7 @@ pub fn jmp(shape: &Shape) -> Option<Handler> {
 }
 
 fn jmp_near(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    cpu.rip = insn.imm;
-    Ok(())
+    branch(cpu, insn)
 }
 fn jmp_reg<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let target = W::read(&cpu.registers, insn.r1).zext();
@@ -120,10 +128,10 @@ fn loop_while(cpu: &mut Cpu, insn: &Insn, condition: bool) -> Result<(), Stop> {
     let count = old.wrapping_sub(1) & mask;
     // A 32-bit count clears the upper half, a 16-bit one keeps what is above it.
     let kept = if mask == 0xffff { old & !mask } else { 0 };
-    cpu.registers.set(1, kept | count);
     if count != 0 && condition {
-        cpu.rip = insn.imm;
+        branch(cpu, insn)?;
     }
+    cpu.registers.set(1, kept | count);
     Ok(())
 }
 
@@ -143,8 +151,19 @@ pub fn loopne(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 }
 /// JCXZ, JECXZ, JRCXZ.
 pub fn jcxz(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    if cpu.registers.get(1) & insn.address_mask() == 0 {
-        cpu.rip = insn.imm;
+    if cpu.registers.get(1) & insn.address_mask() == 0 { branch(cpu, insn) } else { Ok(()) }
+}
+
+/// BOUND: #BR where the index is not between the two bounds in memory.
+pub fn bound(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let size = u64::from(insn.size);
+    let linear = cpu.linear::<false>(insn, 2 * size)?;
+    let lower = cpu.load_sized(linear, insn.size)?;
+    let upper = cpu.load_sized(linear.wrapping_add(size) & 0xffff_ffff, insn.size)?;
+    let index = cpu.gpr_sized(insn.r1, insn.size);
+    let signed = |value: u64| if size == 2 { i64::from(value as i16) } else { i64::from(value as i32) };
+    if signed(index) < signed(lower) || signed(index) > signed(upper) {
+        return Err(cpu.raise(Exception::new(Vector::BoundRange)));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod gate;
 mod iret;
+mod v86;
 
 use gate::Entry;
 pub use iret::iret;
@@ -322,8 +323,13 @@ fn software(cpu: &mut Cpu, insn: &Insn, vector: u8, kind: SoftwareKind) -> Resul
 
 /// INT n.
 pub fn int_n(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    if cpu.mode.is_v86() && cpu.system_flags.iopl() < 3 {
-        return Err(cpu.gp0());
+    if cpu.mode.is_v86() {
+        if v86::redirect(cpu, insn, insn.imm as u8)? {
+            return Err(Stop::EndBlock);
+        }
+        if cpu.system_flags.iopl() < 3 {
+            return Err(cpu.gp0());
+        }
     }
     software(cpu, insn, insn.imm as u8, SoftwareKind::IntN)
 }

@@ -12,6 +12,7 @@ pub mod data;
 pub mod event;
 pub mod far;
 pub mod flag;
+pub mod gather;
 pub mod io;
 pub mod msr;
 pub mod multiply;
@@ -115,6 +116,11 @@ fn forbidden(cpu: &mut Cpu, _: &Insn) -> Result<(), Stop> {
     Err(cpu.gp0())
 }
 
+/// What runs an instruction of more than 15 bytes: #GP(0).
+pub fn too_long() -> Chosen {
+    Chosen { run: forbidden, aux: 0, size: 0, ends_block: true }
+}
+
 /// Chooses what runs an instruction: feature, privilege, exit, execution.
 pub fn row(cpu: &mut Cpu, instruction: &Instruction) -> Chosen {
     let code_size = cpu.mode.code_size();
@@ -133,6 +139,10 @@ pub fn row(cpu: &mut Cpu, instruction: &Instruction) -> Chosen {
         return chosen(exit::recorder(instruction), row.ends_block);
     }
     match row.kind {
+        Kind::Handler(handler) if instruction.is_vsib() => match gather::refusal(cpu, instruction) {
+            Some(refusal) => chosen(refusal, true),
+            None => Chosen { aux: gather::parameters(instruction), ..chosen(handler, false) },
+        },
         Kind::Handler(handler) => chosen(handler, row.ends_block),
         Kind::Select(select) => match select(&shape) {
             Some(handler) => chosen(handler, row.ends_block),

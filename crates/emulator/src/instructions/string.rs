@@ -108,7 +108,12 @@ fn movs_of<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 /// Moves one element, or a run of them that stays within a page on both sides.
 fn movs_once<W: Width>(cpu: &mut Cpu, insn: &Insn, count: u64) -> Result<u64, Stop> {
     let size = u64::from(W::BITS / 8);
-    let (from, to) = (cpu.source(insn, size)?, cpu.destination(insn, size, true)?);
+    let from = cpu.source(insn, size)?;
+    if !cpu.mode.is_64() {
+        // The source is read before the destination's segment is looked at.
+        cpu.load_linear::<W>(from)?;
+    }
+    let to = cpu.destination(insn, size, true)?;
     if count > 1 && run_allowed(cpu) {
         let run = count.min(in_page(from, size)).min(in_page(to, size));
         // A run may repeat its own beginning (`to` a little above `from`), but never within one element.

@@ -217,6 +217,7 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Jge => handler(control_flow::jcc::<13>).ends_block(),
         Jle => handler(control_flow::jcc::<14>).ends_block(),
         Jg => handler(control_flow::jcc::<15>).ends_block(),
+        Bound => handler(control_flow::bound),
         Jcxz | Jecxz | Jrcxz => handler(control_flow::jcxz).ends_block(),
         Loop => handler(control_flow::loop_).ends_block(),
         Loope => handler(control_flow::loope).ends_block(),
@@ -301,6 +302,12 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Xsavec | Xsavec64 => handler(xsave::xsavec),
         Xsaveopt | Xsaveopt64 => handler(xsave::xsaveopt),
         Xrstor | Xrstor64 => handler(xsave::xrstor),
+
+        // Vectors of addresses.
+        Vgatherdps | Vgatherdpd | Vgatherqps | Vgatherqpd | Vpgatherdd | Vpgatherdq | Vpgatherqd
+        | Vpgatherqq => handler(gather::gather),
+        Vscatterdps | Vscatterdpd | Vscatterqps | Vscatterqpd | Vpscatterdd | Vpscatterdq | Vpscatterqd
+        | Vpscatterqq => handler(gather::scatter),
 
         // Hints and order.
         Nop | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1

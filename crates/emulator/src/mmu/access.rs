@@ -8,7 +8,7 @@ use x86::{Exception, SegmentRegister, Vector};
 use super::tlb::Allowed;
 use super::{Access, View};
 use crate::cpu::Cpu;
-use crate::insn::{Insn, Stop, flag};
+use crate::insn::{FLAT, Insn, Stop, flag};
 use crate::width::Width;
 
 /// What is behind one page of an access.
@@ -79,7 +79,8 @@ impl Cpu {
                 let top = if attributes.contains(Attributes::DB) { 0xffff_ffff } else { 0xffff };
                 offset > limit && last <= top
             } else {
-                last <= limit
+                // With the largest limit an operand may go round the top.
+                last <= limit || limit == 0xffff_ffff
             };
         let writable = attributes.contains(Attributes::WRITABLE) && !attributes.contains(Attributes::CODE);
         let readable = !attributes.contains(Attributes::CODE) || attributes.contains(Attributes::WRITABLE);
@@ -244,7 +245,8 @@ impl Cpu {
             return Ok(Target::Ram(offset));
         }
         if !self.mmu.paging.is_canonical(linear) {
-            return Err(self.gp0());
+            // Which of #GP and #SS it is, `refine_fault` finds out.
+            return Err(self.raise(Exception { address: linear, ..Exception::gp(0) }));
         }
         let translation =
             self.mmu.paging.walk(&self.memory, linear, access, view).map_err(|fault| self.raise(fault))?;
@@ -259,14 +261,32 @@ impl Cpu {
             }
             self.memory.marks().written(offset);
         }
-        let watched = self.breakpoints.in_data_page(linear);
+        // Breakpoints and alignment are checked where nothing is cached.
+        let cached = view != View::UserAligned && !self.breakpoints.in_data_page(linear);
         let allowed = Allowed {
-            read: translation.readable && !watched,
-            write: access == Access::Write && !watched && translation.writable && !location.read_only,
+            read: translation.readable && cached,
+            write: access == Access::Write && cached && translation.writable && !location.read_only,
             fetch: translation.executable,
         };
         self.mmu.tlb.insert(view, linear, offset, allowed, translation.large);
         Ok(if location.read_only { Target::ReadOnly(offset) } else { Target::Ram(offset) })
+    }
+
+    /// Makes #GP(0) for a non-canonical address #SS(0) where `insn` reached it through the stack segment: with RSP or
+    /// RBP as its base, or by a push or pop.
+    pub(crate) fn refine_fault(&mut self, insn: &Insn) {
+        let Some(fault) = self.fault.filter(|f| f.vector == Vector::GeneralProtection && f.address != 0)
+        else {
+            return;
+        };
+        let operand = self.effective(insn).wrapping_add(self.bases[usize::from(insn.segment & 7)]);
+        let stack = if fault.address.wrapping_sub(operand) < 64 {
+            matches!(insn.base, 4 | 5) && insn.segment == FLAT
+        } else {
+            insn.has(flag::STACK)
+        };
+        let vector = if stack { Vector::StackFault } else { Vector::GeneralProtection };
+        self.fault = Some(Exception::with_code(vector, 0));
     }
 
     #[cold]
@@ -275,6 +295,9 @@ impl Cpu {
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
         let first = self.target(view, linear, access)?;
+        if view == View::UserAligned {
+            self.check_alignment(linear, size)?;
+        }
         if in_first >= size {
             return Ok(match first {
                 Target::Ram(offset) => Place::Ram(offset),
@@ -293,9 +316,22 @@ impl Cpu {
         self.place_slow(self.mmu.view, linear, size, access)
     }
 
+    /// #AC where an operand of 2, 4 or 8 bytes, or one of x87's 10, is not aligned. Larger ones have their own rules.
+    fn check_alignment(&mut self, linear: u64, size: u64) -> Result<(), Stop> {
+        let alignment = match size {
+            2 | 4 | 8 => size,
+            10 => 8,
+            _ => 1,
+        };
+        if linear.is_multiple_of(alignment) {
+            return Ok(());
+        }
+        Err(self.raise(Exception::with_code(Vector::AlignmentCheck, 0)))
+    }
+
     /// Linear addresses have 32 bits outside 64-bit mode.
     fn wrap(&self, linear: u64) -> u64 {
-        if self.is_long() { linear } else { linear & 0xffff_ffff }
+        if self.mode.is_64() { linear } else { linear & 0xffff_ffff }
     }
 
     #[cold]

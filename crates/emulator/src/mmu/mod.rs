@@ -35,6 +35,15 @@ pub enum View {
     SupervisorUnguarded = 1,
     /// CPL 3.
     User = 2,
+    /// CPL 3 with alignment checks. Nothing is cached for it, so that every access goes the slow way, which checks.
+    UserAligned = 3,
+}
+
+impl View {
+    /// Whether the access is one of CPL 3.
+    pub fn is_user(self) -> bool {
+        matches!(self, Self::User | Self::UserAligned)
+    }
 }
 
 /// No page: for [`Mmu::executing`].
@@ -61,6 +70,7 @@ impl Mmu {
     /// Follows a change of CPL or RFLAGS.AC.
     pub fn set_view(&mut self, cpl: u8, ac: bool) {
         self.view = match (cpl == 3, ac || !self.paging.smap) {
+            (true, _) if ac && self.paging.alignment_mask => View::UserAligned,
             (true, _) => View::User,
             (false, true) => View::SupervisorUnguarded,
             (false, false) => View::Supervisor,

@@ -5,7 +5,7 @@ use guest_memory::Offset;
 
 /// Entries in each view's part of a table.
 pub const ENTRIES: usize = 1024;
-const VIEWS: usize = 3;
+const VIEWS: usize = 4;
 const SIZE: usize = ENTRIES * VIEWS;
 const PAGE: u64 = !0xfff;
 /// Address spaces whose translations are kept.

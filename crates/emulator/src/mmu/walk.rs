@@ -30,6 +30,8 @@ pub struct Paging {
     pub root: u64,
     /// CR4.SMAP.
     pub smap: bool,
+    /// CR0.AM.
+    pub alignment_mask: bool,
     smep: bool,
     write_protect: bool,
     execute_disable: bool,
@@ -84,6 +86,7 @@ impl Paging {
             format,
             root: cr3,
             smap: cr4.contains(Cr4::SMAP),
+            alignment_mask: cr0.contains(Cr0::AM),
             smep: cr4.contains(Cr4::SMEP),
             write_protect: cr0.contains(Cr0::WP),
             execute_disable: efer.contains(Efer::NXE),
@@ -253,7 +256,7 @@ impl Paging {
     }
 
     fn allows(&self, rights: Rights, access: Access, view: View) -> bool {
-        let user_view = view == View::User;
+        let user_view = view.is_user();
         if user_view && !rights.user {
             return false;
         }
@@ -269,7 +272,7 @@ impl Paging {
 
     fn fault_code(&self, access: Access, view: View) -> PageFaultCode {
         let mut code = PageFaultCode::empty();
-        code.set(PageFaultCode::USER, view == View::User);
+        code.set(PageFaultCode::USER, view.is_user());
         code.set(PageFaultCode::WRITE, access == Access::Write);
         let reports_fetch = self.smep || self.execute_disable && self.format != Format::Bits32;
         code.set(PageFaultCode::FETCH, access == Access::Fetch && reports_fetch);

@@ -1,12 +1,12 @@
 //! Running a native instruction as part of the guest: the checks that go before it, and its memory operand.
 
 use guest_memory::Offset;
-use iced_x86::Instruction;
+use iced_x86::{CodeSize, Instruction, Mnemonic};
 use x86::{Cr4, Exception, Vector};
 
 use super::{MemoryKind, MemoryUse, NativeFault, NativeInsn, StateClass};
 use crate::cpu::Cpu;
-use crate::insn::{Handler, Insn, Stop};
+use crate::insn::{Handler, Insn, Stop, flag};
 use crate::mmu::{Access, Place};
 use crate::mode::VectorMode;
 
@@ -17,6 +17,13 @@ const LARGEST: usize = 128;
 pub fn handler(instruction: &Instruction, native: &NativeInsn, mode: VectorMode) -> Handler {
     if let Some(refusal) = refusal(native.class, mode) {
         return refusal;
+    }
+    if instruction.code_size() != CodeSize::Code64 {
+        match instruction.mnemonic() {
+            Mnemonic::Vzeroupper => return zero_upper_of_eight,
+            Mnemonic::Vzeroall => return zero_all_of_eight,
+            _ => {}
+        }
     }
     let flags = instruction.rflags_read() | instruction.rflags_modified() != 0;
     match (native.memory, flags) {
@@ -29,7 +36,7 @@ pub fn handler(instruction: &Instruction, native: &NativeInsn, mode: VectorMode)
 
 /// What CR0, CR4 and XCR0 make of a class of instructions. SDM vol. 3, *Providing Operating System Support for
 /// Instructions Using x87 and Vector State*.
-fn refusal(class: StateClass, mode: VectorMode) -> Option<Handler> {
+pub(crate) fn refusal(class: StateClass, mode: VectorMode) -> Option<Handler> {
     let (em, ts) = (mode.has(VectorMode::EM), mode.has(VectorMode::TS));
     let undefined = match class {
         StateClass::General | StateClass::X87 | StateClass::Wait => false,
@@ -49,6 +56,18 @@ fn refusal(class: StateClass, mode: VectorMode) -> Option<Handler> {
         (false, true) => Some(device_not_available),
         (false, false) => None,
     }
+}
+
+/// VZEROUPPER where only eight registers can be named.
+fn zero_upper_of_eight(cpu: &mut Cpu, _: &Insn) -> Result<(), Stop> {
+    cpu.vector.zmm[..8].iter_mut().for_each(|zmm| zmm[16..].fill(0));
+    Ok(())
+}
+
+/// VZEROALL where only eight registers can be named.
+fn zero_all_of_eight(cpu: &mut Cpu, _: &Insn) -> Result<(), Stop> {
+    cpu.vector.zmm[..8].fill([0; 64]);
+    Ok(())
 }
 
 /// #NM.
@@ -86,11 +105,19 @@ fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> 
     let native = cpu.native.insns[insn.aux as usize];
     let Some(operand) = native.memory else { return call(cpu, &native, flags, std::ptr::null_mut()) };
     let size = u64::from(operand.size).max(1);
-    let linear =
-        if operand.writes { cpu.linear::<true>(insn, size)? } else { cpu.linear::<false>(insn, size)? };
-    if operand.alignment > 1 && operand.is_misaligned(linear, &cpu.vector) {
-        return Err(cpu.gp0());
+    if native.waits && cpu.vector.x87_exception_pending() {
+        // An earlier instruction's exception goes before this one's faults.
+        return Err(raise(cpu, NativeFault::X87Exception));
     }
+    let linear = if insn.has(flag::CHECKED) {
+        checked_linear(cpu, insn, operand)?
+    } else {
+        let linear = cpu.linear::<false>(insn, size)?;
+        if operand.alignment > 1 && operand.is_misaligned(linear, &cpu.vector) {
+            return Err(cpu.gp0());
+        }
+        linear
+    };
     let view = cpu.mmu.view;
     let found = if operand.writes {
         // What it reads besides may be read where it may be written.
@@ -102,6 +129,26 @@ fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> 
         Some(offset) => in_place(cpu, &native, flags, offset),
         None => through_copy(cpu, &native, operand, flags, linear),
     }
+}
+
+/// The operand's linear address outside 64-bit mode: alignment goes before the segment's limit and type, and bytes
+/// that a mask leaves alone count for neither.
+#[inline(never)]
+fn checked_linear(cpu: &mut Cpu, insn: &Insn, operand: MemoryUse) -> Result<u64, Stop> {
+    let offset = cpu.effective(insn);
+    let linear = offset.wrapping_add(cpu.bases[usize::from(insn.segment & 7)]) & 0xffff_ffff;
+    if operand.is_misaligned(linear, &cpu.vector) {
+        return Err(cpu.gp0());
+    }
+    if operand.kind == MemoryKind::Whole {
+        let size = u64::from(operand.size).max(1);
+        return cpu.segmented(insn.segment, offset, size, operand.writes);
+    }
+    let touched = operand.touched(&cpu.vector) & operand.all_bytes();
+    for at in (0..u64::from(operand.size).min(64)).filter(|at| touched >> at & 1 != 0) {
+        cpu.segmented(insn.segment, offset.wrapping_add(at), 1, operand.writes)?;
+    }
+    Ok(linear)
 }
 
 #[inline(always)]
@@ -148,6 +195,9 @@ fn through_copy(
 ) -> Result<(), Stop> {
     let size = usize::from(operand.size).clamp(1, LARGEST);
     let access = if operand.writes { Access::Write } else { Access::Read };
+    if operand.kind == MemoryKind::Whole && !operand.reads {
+        return store_copy(cpu, native, flags, linear, size);
+    }
     if operand.kind == MemoryKind::Whole {
         let place = cpu.place_for(linear, size as u64, access)?;
         let mut copy = Copy([0; LARGEST]);
@@ -182,4 +232,33 @@ fn through_copy(
         }
     }
     Ok(())
+}
+
+/// A plain store: what computing its value raises goes before the faults of the access, and an unmasked x87 exception
+/// other than the inexact result keeps it from happening. SDM vol. 1, *x87 FPU Exception Conditions*.
+fn store_copy(
+    cpu: &mut Cpu,
+    native: &NativeInsn,
+    flags: &mut u64,
+    linear: u64,
+    size: usize,
+) -> Result<(), Stop> {
+    const BEFORE_STORE: u16 = 0x1f;
+    let before = cpu.vector.clone();
+    let mut copy = Copy([0; LARGEST]);
+    call(cpu, native, flags, copy.0.as_mut_ptr())?;
+    let unmasked = cpu.vector.x87_status() & !cpu.vector.x87_control() & BEFORE_STORE;
+    if native.class == StateClass::X87 && unmasked != 0 && !before.x87_exception_pending() {
+        return Ok(());
+    }
+    match cpu.place_for(linear, size as u64, Access::Write) {
+        Ok(place) => {
+            cpu.write_place(place, &copy.0[..size]);
+            Ok(())
+        }
+        Err(stop) => {
+            cpu.vector = before;
+            Err(stop)
+        }
+    }
 }

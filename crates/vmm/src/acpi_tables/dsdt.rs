@@ -9,7 +9,7 @@ use ::acpi_tables::aml::{
 };
 use ::acpi_tables::{Aml, sdt::Sdt};
 
-use devices::{acpi_pm, cmos, i8042, pit, serial};
+use devices::{acpi_pm, cmos, hpet, i8042, pit, serial};
 
 use super::{AcpiConfig, Ecam, OEM, OEM_REVISION, OEM_TABLE, pci_gsi};
 use crate::layout;
@@ -138,8 +138,8 @@ fn motherboard(ecam: Option<Ecam>) -> Raw {
     device("MBRD", &[&hardware_id("PNP0C02"), &Name::new("_UID".into(), &ZERO), &resources(&descriptors)])
 }
 
-/// A PC's own devices: serial ports, keyboard, clock, timer.
-fn legacy_devices() -> [Raw; 5] {
+/// A PC's own devices: serial ports, keyboard, clock, timers.
+fn legacy_devices() -> [Raw; 6] {
     let ports = |first: u64, count: u64| IO::new(first as u16, first as u16, 1, count as u8);
     let irq = |number: u32| Interrupt::new(true, true, false, false, number);
     let serial_port = |name: &str, uid: u8, base: u64, number: u32| {
@@ -155,5 +155,6 @@ fn legacy_devices() -> [Raw; 5] {
         simple("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &irq(i8042::KEYBOARD_IRQ)]),
         simple("RTC_", "PNP0B00", &[&ports(cmos::BASE, cmos::PORTS), &irq(cmos::IRQ)]),
         simple("TIMR", "PNP0100", &[&ports(pit::BASE, pit::PORTS), &irq(pit::IRQ)]),
+        simple("HPET", "PNP0103", &[&Memory32Fixed::new(false, layout::HPET as u32, hpet::SIZE as u32)]),
     ]
 }

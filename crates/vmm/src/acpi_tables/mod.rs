@@ -6,11 +6,12 @@
 
 mod dsdt;
 mod fixed;
+mod hpet;
 mod madt;
 
 use std::ops::Range;
 
-use ::acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
+use ::acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
 use guest_memory::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -94,21 +95,23 @@ pub fn build(config: &AcpiConfig) -> Result<AcpiTables, AcpiError> {
     let mut block =
         Block { next: rsdp + Rsdp::len().next_multiple_of(Block::ALIGNMENT) as u64, tables: vec![] };
     let dsdt = block.add(dsdt::table(config));
-    let mut listed = vec![block.add(fixed::fadt(dsdt)), block.add(madt::table(config.cpus))];
+    let mut listed =
+        vec![block.add(fixed::fadt(dsdt)), block.add(madt::table(config.cpus)), block.add(hpet::table())];
     if let Some(ecam) = config.ecam {
         listed.push(block.add(mcfg(ecam)));
     }
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for table in listed {
+    for &table in &listed {
         xsdt.add_entry(table);
     }
     let xsdt = block.add(bytes(&xsdt));
+    let rsdt = block.add(rsdt(&listed));
     let Block { next, mut tables } = block;
     let room = layout::ACPI_TABLES.end - rsdp;
     if next - rsdp > room {
         return Err(AcpiError::TooLarge { bytes: next - rsdp, room });
     }
-    tables.push((rsdp, bytes(&Rsdp::new(OEM, xsdt))));
+    tables.push((rsdp, root_pointer(rsdt, xsdt)));
     tables.push((layout::FACS, bytes(&FACS::new())));
     Ok(AcpiTables { rsdp, tables })
 }
@@ -124,6 +127,34 @@ impl AcpiTables {
         }
         Ok(())
     }
+}
+
+/// The list of tables for software that knows ACPI 1.0 only, with addresses of 32 bits.
+fn rsdt(tables: &[u64]) -> Vec<u8> {
+    const HEADER_LEN: u32 = 36;
+    const REVISION: u8 = 1;
+    let mut rsdt = Sdt::new(*b"RSDT", HEADER_LEN, REVISION, OEM, OEM_TABLE, OEM_REVISION);
+    for &table in tables {
+        rsdt.append_slice(&(table as u32).to_le_bytes());
+    }
+    rsdt.as_slice().to_vec()
+}
+
+/// The RSDP, which names both lists.
+fn root_pointer(rsdt: u64, xsdt: u64) -> Vec<u8> {
+    const CHECKSUM: usize = 8;
+    const RSDT_ADDRESS: usize = 16;
+    /// What the checksum is over: the structure of ACPI 1.0.
+    const FIRST_LEN: usize = 20;
+    const EXTENDED_CHECKSUM: usize = 32;
+    let mut rsdp = bytes(&Rsdp::new(OEM, xsdt));
+    rsdp[RSDT_ADDRESS..FIRST_LEN].copy_from_slice(&(rsdt as u32).to_le_bytes());
+    for (checksum, len) in [(CHECKSUM, FIRST_LEN), (EXTENDED_CHECKSUM, rsdp.len())] {
+        rsdp[checksum] = 0;
+        let sum = rsdp[..len].iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
+        rsdp[checksum] = sum.wrapping_neg();
+    }
+    rsdp
 }
 
 /// Tables one after another.

@@ -67,7 +67,7 @@ fn a_guest_finds_every_table_from_the_rsdp_with_its_checksum() {
     let (memory, rsdp) = written(&config(2));
     assert_eq!(rsdp, 0xe_0000);
     let tables = listed(&memory, rsdp);
-    assert_eq!(signatures(&tables), ["FACP", "APIC"]);
+    assert_eq!(signatures(&tables), ["FACP", "APIC", "HPET"]);
     let fadt = &tables[0];
     assert_eq!(fadt.len(), 276);
     assert_eq!(u64_at(fadt, 140), u64::from(u32_at(fadt, 40)));
@@ -75,6 +75,23 @@ fn a_guest_finds_every_table_from_the_rsdp_with_its_checksum() {
     assert_eq!(&read(&memory, u32_at(fadt, 36).into(), 4), b"FACS");
     assert!(!memory.locate(u32_at(fadt, 36).into()).unwrap().read_only);
     assert!(memory.locate(rsdp).unwrap().read_only);
+}
+
+#[test]
+fn software_of_acpi_1_0_finds_the_same_tables() {
+    let (memory, rsdp) = written(&config(2));
+    let rsdt = table(&memory, u32_at(&read(&memory, rsdp, 36), 16).into());
+    assert_eq!(&rsdt[..4], b"RSDT");
+    let tables: Vec<_> = rsdt[36..].chunks(4).map(|entry| table(&memory, u32_at(entry, 0).into())).collect();
+    assert_eq!(tables, listed(&memory, rsdp));
+}
+
+#[test]
+fn the_hpet_table_names_its_registers() {
+    let (memory, rsdp) = written(&config(1));
+    let hpet = &listed(&memory, rsdp)[2];
+    assert_eq!((hpet.len(), u32_at(hpet, 36)), (56, 0x8086_a201));
+    assert_eq!((u32_at(hpet, 40), u64_at(hpet, 44), hpet[52]), (0x4000, layout::HPET, 0));
 }
 
 #[test]
@@ -118,8 +135,8 @@ fn the_configuration_space_is_named_only_where_it_is_decoded() {
     let ecam = Some(Ecam { base: layout::PCI_ECAM.start, last_bus: 255 });
     let (memory, rsdp) = written(&AcpiConfig { ecam, ..config(1) });
     let tables = listed(&memory, rsdp);
-    assert_eq!(signatures(&tables), ["FACP", "APIC", "MCFG"]);
-    assert_eq!((u64_at(&tables[2], 44), tables[2][55]), (layout::PCI_ECAM.start, 255));
+    assert_eq!(signatures(&tables), ["FACP", "APIC", "HPET", "MCFG"]);
+    assert_eq!((u64_at(&tables[3], 44), tables[3][55]), (layout::PCI_ECAM.start, 255));
 }
 
 #[test]

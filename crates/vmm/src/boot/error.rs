@@ -69,6 +69,16 @@ pub enum ImageError {
         /// What it has to be, as the end of a sentence.
         expected: &'static str,
     },
+    /// A Multiboot header whose addresses make no sense.
+    #[error("bad Multiboot header: {field} is {value:#x}{expected}")]
+    BadMultiboot {
+        /// The field, as the specification names it.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+        /// What is wrong with it, as the end of a sentence.
+        expected: &'static str,
+    },
     /// A payload in no known format.
     #[error("the bzImage's payload is in no known compression: it starts with {}", hex(start))]
     UnknownCompression {
@@ -146,7 +156,7 @@ pub enum BootError {
     #[error(transparent)]
     Image(#[from] ImageError),
     /// Not a protocol.
-    #[error("unknown boot protocol {0:?}: auto, pvh, linux64 and stub are known")]
+    #[error("unknown boot protocol {0:?}: auto, pvh, linux64, stub and multiboot are known")]
     UnknownProtocol(String),
     /// PVH was asked for.
     #[error("the kernel has no PVH entry (no ELF note of type 18 by \"Xen\"); --boot linux64 does without")]
@@ -154,6 +164,15 @@ pub enum BootError {
     /// The stub was asked for.
     #[error("an ELF file has no decompressor stub; --boot stub needs a bzImage")]
     NoStub,
+    /// Multiboot was asked for.
+    #[error("the kernel has no Multiboot header in its first 8 KiB")]
+    NoMultibootHeader,
+    /// The image needs a loader that knows more.
+    #[error("the Multiboot header asks for what is not known here: flags {0:#x}")]
+    MultibootFlags(u32),
+    /// Neither an ELF file nor a header that tells where the image goes.
+    #[error("the Multiboot image is no ELF file, and its header has no addresses (flag 0x10000)")]
+    MultibootNoAddresses,
     /// A stub that can only be entered in 32-bit mode.
     #[error("the bzImage has no 64-bit entry: xloadflags is {0:#x}")]
     No64BitEntry(u16),

@@ -21,6 +21,8 @@ const DATA_FLAT: Descriptor = Descriptor(0x00cf_9300_0000_ffff);
 /// A busy 32-bit TSS at 0 of 0x68 bytes, as the PVH protocol wants it.
 const TSS_BUSY: Descriptor = Descriptor(0x0000_8b00_0000_0067);
 
+/// Bytes of the GDT.
+pub(super) const GDT_SIZE: usize = 40;
 /// GiB that the identity map covers.
 const MAPPED_GIB: u64 = 4;
 /// Bytes of a page of level 2.
@@ -29,7 +31,7 @@ const LARGE_PAGE: u64 = 2 << 20;
 /// The state for a 64-bit entry: the first 4 GiB mapped one to one, interrupts off.
 pub(super) fn enter_64_bit(memory: &GuestMemory, entry: u64) -> Result<VcpuState, BootError> {
     write_page_tables(memory)?;
-    let mut state = flat(memory, entry, CODE_64)?;
+    let mut state = flat(memory, entry, (CODE_64, GDT))?;
     state.cr0 = Cr0::PE | Cr0::ET | Cr0::NE | Cr0::PG;
     state.cr3 = PAGE_TABLES;
     state.cr4 = Cr4::PAE;
@@ -39,19 +41,24 @@ pub(super) fn enter_64_bit(memory: &GuestMemory, entry: u64) -> Result<VcpuState
 
 /// The state for a 32-bit entry: flat segments, no paging, interrupts off.
 pub(super) fn enter_32_bit(memory: &GuestMemory, entry: u32) -> Result<VcpuState, BootError> {
-    let mut state = flat(memory, entry.into(), CODE_32)?;
+    enter_32_bit_with(memory, entry, GDT)
+}
+
+/// The same with [`GDT_SIZE`] bytes of GDT at `gdt`.
+pub(super) fn enter_32_bit_with(memory: &GuestMemory, entry: u32, gdt: u64) -> Result<VcpuState, BootError> {
+    let mut state = flat(memory, entry.into(), (CODE_32, gdt))?;
     state.cr0 = Cr0::PE | Cr0::ET;
     Ok(state)
 }
 
-fn flat(memory: &GuestMemory, entry: u64, code: Descriptor) -> Result<VcpuState, BootError> {
-    let gdt = [0, 0, code.0, DATA_FLAT.0, TSS_BUSY.0];
-    write_words(memory, GDT, &gdt)?;
+fn flat(memory: &GuestMemory, entry: u64, (code, gdt_at): (Descriptor, u64)) -> Result<VcpuState, BootError> {
+    let gdt: [u64; GDT_SIZE / 8] = [0, 0, code.0, DATA_FLAT.0, TSS_BUSY.0];
+    write_words(memory, gdt_at, &gdt)?;
     let data = DATA_FLAT.segment(DATA);
     let mut state = VcpuState::reset();
     state.segments = [data, code.segment(CODE), data, data, data, data];
     state.tr = TSS_BUSY.segment(TSS);
-    state.gdtr = TableRegister { base: GDT, limit: size_of_val(&gdt) as u16 - 1 };
+    state.gdtr = TableRegister { base: gdt_at, limit: GDT_SIZE as u16 - 1 };
     state.idtr = TableRegister { base: 0, limit: 0 };
     state.gprs = [0; 16];
     state.gprs[Gpr::Rsp as usize] = STACK_TOP;

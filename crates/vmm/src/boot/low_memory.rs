@@ -59,10 +59,15 @@ pub(super) fn ram_end_below_4_gib(memory: &GuestMemory) -> u64 {
 /// Checks that a kernel may lie there: writable RAM below 4 GiB, which is what is mapped at its entry, and none of the
 /// loader's.
 pub(super) fn check_kernel_range(memory: &GuestMemory, range: &Range<u64>) -> Result<(), BootError> {
+    check_range(memory, range, END)
+}
+
+/// The same for the guests of a loader that keeps the addresses below `lowest` to itself.
+pub(super) fn check_range(memory: &GuestMemory, range: &Range<u64>, lowest: u64) -> Result<(), BootError> {
     let Range { start, end } = *range;
     let fits = |r: guest_memory::Region| {
         let below = !r.read_only && r.start < layout::MMIO_HOLE.start;
-        below && start >= r.start.max(END) && end <= r.start.saturating_add(r.len)
+        below && start >= r.start.max(lowest) && end <= r.start.saturating_add(r.len)
     };
     if memory.regions().any(fits) && !(start < layout::LOW_RAM_END && end > layout::FACS) {
         return Ok(());

@@ -8,6 +8,7 @@
 //! | [`pvh`] | the ELF note's 32-bit entry | paging off, EBX at `hvm_start_info` |
 //! | [`linux`], unpacked | the ELF entry, 64-bit | identity paging, RSI at `boot_params` |
 //! | [`linux`], stub | the bzImage's own decompressor | the same |
+//! | [`multiboot`] | the image's 32-bit entry | paging off, EBX at its information |
 //!
 //! All that the loader writes besides kernel and initrd lies in low memory ([`low_memory`]).
 
@@ -21,6 +22,7 @@ mod linux;
 mod long_mode;
 mod low_memory;
 mod lzop;
+mod multiboot;
 mod pvh;
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,8 @@ pub use unpack::MAX_UNPACKED;
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Protocol {
-    /// PVH where the kernel has the note for it, else the Linux 64-bit protocol.
+    /// PVH where the kernel has the note for it, Multiboot where it has the header for that and is no bzImage, else the
+    /// Linux 64-bit protocol.
     ///
     /// The note is the one documented way into an unpacked kernel, Linux (since 5.0) or not, and it comes to the same
     /// for a bzImage and for what was unpacked from it before.
@@ -51,6 +54,8 @@ pub enum Protocol {
     Linux64,
     /// The bzImage's own decompressor at its 64-bit entry, as a boot loader enters it.
     Stub,
+    /// A Multiboot image at its 32-bit entry.
+    Multiboot,
 }
 
 impl FromStr for Protocol {
@@ -62,6 +67,7 @@ impl FromStr for Protocol {
             "pvh" => Ok(Self::Pvh),
             "linux64" => Ok(Self::Linux64),
             "stub" => Ok(Self::Stub),
+            "multiboot" => Ok(Self::Multiboot),
             _ => Err(BootError::UnknownProtocol(name.to_owned())),
         }
     }
@@ -74,6 +80,7 @@ impl std::fmt::Display for Protocol {
             Self::Pvh => "pvh",
             Self::Linux64 => "linux64",
             Self::Stub => "stub",
+            Self::Multiboot => "multiboot",
         })
     }
 }
@@ -81,10 +88,14 @@ impl std::fmt::Display for Protocol {
 /// What is to be booted.
 #[derive(Clone, Copy, Debug)]
 pub struct BootPayload<'a> {
-    /// The kernel file: a bzImage or an ELF file, for example what [`unpack_kernel`] gave.
+    /// The kernel file: a bzImage, an ELF file, for example what [`unpack_kernel`] gave, or a Multiboot image.
     pub kernel: &'a [u8],
+    /// Its path or name, which a Multiboot image is told.
+    pub kernel_name: &'a str,
     /// The initial RAM file system.
     pub initrd: Option<&'a [u8]>,
+    /// Its path or name, which a Multiboot image is told.
+    pub initrd_name: &'a str,
     /// The kernel's command line, without a NUL.
     pub cmdline: &'a str,
     /// How to enter the kernel.
@@ -113,6 +124,9 @@ pub struct Loaded {
 /// # Errors
 /// [`BootError`] where the kernel is none, is broken, or does not fit with its initrd into the memory.
 pub fn load(memory: &GuestMemory, payload: &BootPayload<'_>, rsdp: u64) -> Result<Loaded, BootError> {
+    if let Some(header) = multiboot::header_for(payload)? {
+        return multiboot::load(memory, payload, &header);
+    }
     match KernelImage::identify(payload.kernel)? {
         KernelImage::BzImage(image) if payload.protocol == Protocol::Stub => {
             linux::load_stub(memory, payload, &image, rsdp)
@@ -138,11 +152,11 @@ fn load_elf(
     match (payload.protocol, pvh_entry) {
         (Protocol::Pvh, None) => Err(BootError::NoPvhEntry),
         (Protocol::Pvh | Protocol::Auto, Some(entry)) => {
-            let range = kernel.load(memory)?;
+            let range = kernel.load(memory, low_memory::END)?;
             pvh::load(memory, payload, (range, entry), rsdp)
         }
         _ => {
-            let range = kernel.load(memory)?;
+            let range = kernel.load(memory, low_memory::END)?;
             let header = image.map(|i| i.header);
             linux::load_unpacked(memory, payload, (range, kernel.entry), (header, rsdp))
         }

@@ -7,23 +7,30 @@ use crate::insn::{Insn, Stop};
 
 /// Whether the program may change IF.
 fn may_mask(cpu: &Cpu) -> bool {
-    // Without VME and PVI virtual-8086 mode, whose CPL is 3, needs no case of its own.
+    // Virtual-8086 mode, whose CPL is 3, needs no case of its own.
     !cpu.mode.is_protected() || cpu.cpl() <= cpu.system_flags.iopl()
 }
 
 /// CLI.
 pub fn cli(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
-    if !may_mask(cpu) {
+    if may_mask(cpu) {
+        cpu.system_flags.remove(Flags::IF);
+    } else if cpu.has_virtual_interrupts() {
+        cpu.system_flags.remove(Flags::VIF);
+    } else {
         return Err(cpu.gp0());
     }
-    cpu.system_flags.remove(Flags::IF);
     Ok(())
 }
 
 /// STI: interrupts are held off for one more instruction where it is the one that allows them.
 pub fn sti(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if !may_mask(cpu) {
-        return Err(cpu.gp0());
+        if !cpu.has_virtual_interrupts() || cpu.system_flags.contains(Flags::VIP) {
+            return Err(cpu.gp0());
+        }
+        cpu.system_flags.insert(Flags::VIF);
+        return cpu.end_block(insn);
     }
     if !cpu.system_flags.contains(Flags::IF) {
         cpu.system_flags.insert(Flags::IF);
@@ -35,7 +42,10 @@ pub fn sti(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 /// PUSHF, PUSHFD, PUSHFQ.
 pub fn pushf(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if cpu.mode.is_v86() && cpu.system_flags.iopl() < 3 {
-        return Err(cpu.gp0());
+        if insn.size != 2 || !cpu.has_virtual_interrupts() {
+            return Err(cpu.gp0());
+        }
+        return cpu.push_sized(2, cpu.virtual_flags());
     }
     let hidden = (Flags::RF | Flags::VM).bits();
     cpu.push_sized(insn.size, cpu.rflags() & !hidden)
@@ -44,7 +54,13 @@ pub fn pushf(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 /// POPF, POPFD, POPFQ.
 pub fn popf(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if cpu.mode.is_v86() && cpu.system_flags.iopl() < 3 {
-        return Err(cpu.gp0());
+        if insn.size != 2 || !cpu.has_virtual_interrupts() {
+            return Err(cpu.gp0());
+        }
+        let value = cpu.peek_sized(2, 0)?;
+        cpu.set_virtual_flags(value)?;
+        cpu.discard(2);
+        return Ok(());
     }
     let value = cpu.peek_sized(insn.size, 0)?;
     cpu.discard(u64::from(insn.size));

@@ -17,7 +17,10 @@ struct Popped {
 
 /// IRET, IRETD and IRETQ in every mode.
 pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    if cpu.mode.is_v86() && cpu.system_flags.iopl() < 3 {
+    if cpu.mode.is_v86()
+        && cpu.system_flags.iopl() < 3
+        && (insn.size != 2 || !cpu.has_virtual_interrupts())
+    {
         return Err(cpu.gp0());
     }
     // NMIs are open again even where the rest of the instruction faults.
@@ -70,9 +73,13 @@ fn to_real(cpu: &mut Cpu, size: u8, stack: Stack, popped: &Popped) -> Result<(),
     if popped.rip > u64::from(code.limit) {
         return Err(cpu.gp0());
     }
+    if cpu.mode.is_v86() && cpu.system_flags.iopl() < 3 {
+        cpu.set_virtual_flags(popped.flags)?;
+    } else {
+        let flags = writable(cpu, size);
+        cpu.set_rflags(popped.flags, flags);
+    }
     stack.set_pointer(cpu);
-    let flags = writable(cpu, size);
-    cpu.set_rflags(popped.flags, flags);
     cpu.set_segment(SegmentRegister::Cs, code);
     cpu.rip = popped.rip;
     Err(Stop::EndBlock)

@@ -138,5 +138,13 @@ pub(super) fn read(memory: &GuestMemory, address: u64, len: usize) -> Vec<u8> {
 }
 
 pub(super) fn payload(kernel: &[u8], protocol: Protocol) -> BootPayload<'_> {
-    BootPayload { kernel, initrd: None, cmdline: "console=ttyS0", protocol, seed: None }
+    BootPayload {
+        kernel,
+        kernel_name: "path/image",
+        initrd: None,
+        initrd_name: "path/module",
+        cmdline: "console=ttyS0",
+        protocol,
+        seed: None,
+    }
 }

@@ -1,0 +1,168 @@
+//! A case and what came of it: plain data, shared with the sandboxed child.
+
+use engine::XSAVE_AREA_SIZE;
+
+use crate::layout::{ARENA_LEN, Mode};
+
+/// Bytes of the data that a case brings.
+pub const WINDOW: usize = 256;
+/// Changed lines of data that an outcome can tell, of 64 bytes each.
+pub const LINES: usize = 12;
+
+/// What makes the oracle come back after the instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Trap {
+    /// RFLAGS.TF.
+    Step,
+    /// The INT3 behind it.
+    Breakpoint,
+}
+
+/// An x87 and vector state as XSAVE writes it in the standard format.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Area(pub [u8; XSAVE_AREA_SIZE]);
+
+/// One instruction and the state that it begins in.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Case {
+    /// The code.
+    pub bytes: [u8; 16],
+    /// Bytes of it that count, 15 at most as an instruction, 16 as too long a one.
+    pub len: u8,
+    /// The size of code.
+    pub mode: Mode,
+    /// How the oracle comes back.
+    pub trap: Trap,
+    /// Whether the vector state counts.
+    pub uses_vector: bool,
+    /// ES, CS (ignored), SS, DS, FS, GS.
+    pub selectors: [u16; 6],
+    /// RAX to R15.
+    pub gprs: [u64; 16],
+    /// Arithmetic flags, DF and AC.
+    pub rflags: u64,
+    /// In 64-bit mode: the bases of FS and GS.
+    pub bases: [u64; 2],
+    /// Offset into the data where [`Case::window`] lies.
+    pub window_at: u32,
+    /// Data.
+    pub window: [u8; WINDOW],
+    /// x87 and vector registers.
+    pub area: Area,
+}
+
+/// What an instruction did.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Outcome {
+    /// The exception's vector; [`COMPLETED`] where there was none.
+    pub vector: u8,
+    /// How many lines of data changed; more than [`LINES`] are only counted.
+    pub lines_changed: u8,
+    /// ES, CS, SS, DS, FS, GS.
+    pub selectors: [u16; 6],
+    /// The exception's error code.
+    pub error: u64,
+    /// CR2, with a page fault.
+    pub cr2: u64,
+    /// RIP.
+    pub rip: u64,
+    /// RFLAGS.
+    pub rflags: u64,
+    /// RAX to R15.
+    pub gprs: [u64; 16],
+    /// The bases of FS and GS.
+    pub bases: [u64; 2],
+    /// Number and contents of the lines of data that changed.
+    pub lines: [(u16, [u8; 64]); LINES],
+    /// x87 and vector registers.
+    pub area: Area,
+}
+
+/// No exception.
+pub const COMPLETED: u8 = 0xff;
+
+impl Default for Case {
+    fn default() -> Self {
+        Self {
+            bytes: [0; 16],
+            len: 0,
+            mode: Mode::Bits64,
+            trap: Trap::Step,
+            uses_vector: false,
+            selectors: [0; 6],
+            gprs: [0; 16],
+            rflags: 0,
+            bases: [0; 2],
+            window_at: 0,
+            window: [0; WINDOW],
+            area: Area(*engine::VectorState::default().0),
+        }
+    }
+}
+
+impl Default for Outcome {
+    fn default() -> Self {
+        Self {
+            vector: COMPLETED,
+            lines_changed: 0,
+            selectors: [0; 6],
+            error: 0,
+            cr2: 0,
+            rip: 0,
+            rflags: 0,
+            gprs: [0; 16],
+            bases: [0; 2],
+            lines: [(0, [0; 64]); LINES],
+            area: Area([0; XSAVE_AREA_SIZE]),
+        }
+    }
+}
+
+impl Case {
+    /// The instruction's bytes.
+    pub fn code(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len).min(16)]
+    }
+}
+
+impl Outcome {
+    /// Records the lines of the data that changed, and makes the data pristine again.
+    pub fn take_lines(&mut self, case: &Case, data: &mut [u8], pristine: &[u8]) {
+        self.lines_changed = 0;
+        let window = case.window_at as usize;
+        let lines = data.as_chunks_mut::<64>().0.iter_mut().zip(pristine.as_chunks::<64>().0).enumerate();
+        for (number, (now, base)) in lines {
+            if now == base {
+                continue;
+            }
+            let mut before = *base;
+            let first = number * 64;
+            if first + 64 > window && first < window + WINDOW {
+                for (at, byte) in (first..).zip(before.iter_mut()) {
+                    if let Some(own) = at.checked_sub(window).and_then(|at| case.window.get(at)) {
+                        *byte = *own;
+                    }
+                }
+            }
+            if *now != before {
+                if let Some(line) = self.lines.get_mut(usize::from(self.lines_changed)) {
+                    *line = (number as u16, *now);
+                }
+                self.lines_changed = self.lines_changed.saturating_add(1);
+            }
+            *now = *base;
+        }
+    }
+
+    /// The changed lines that it tells.
+    pub fn changed(&self) -> &[(u16, [u8; 64])] {
+        &self.lines[..usize::from(self.lines_changed).min(LINES)]
+    }
+}
+
+/// The last offset into the data at which a window fits.
+pub const LAST_WINDOW: u32 = (ARENA_LEN - WINDOW) as u32;

@@ -1,0 +1,115 @@
+//! Whether two outcomes agree.
+
+use std::fmt::Write;
+
+use iced_x86::{Instruction, RflagsBits};
+
+use crate::case::{COMPLETED, Case, Outcome};
+use crate::exclusions::{Loose, loose};
+use crate::layout::{ARENA, Mode};
+
+/// The arithmetic flags, DF, NT, AC and ID.
+const COMPARED: u64 = 0x24_4cd5;
+
+/// iced's flag bits as RFLAGS has them.
+fn rflags(bits: u32) -> u64 {
+    use RflagsBits as Iced;
+    [(Iced::CF, 0), (Iced::PF, 2), (Iced::AF, 4), (Iced::ZF, 6), (Iced::SF, 7), (Iced::OF, 11)]
+        .iter()
+        .fold(0, |flags, &(iced, at)| if bits & iced != 0 { flags | 1 << at } else { flags })
+}
+
+/// The vector area without what has no meaning: pointers of the last x87 instruction, the header.
+fn normalized(outcome: &Outcome, loose: Loose) -> engine::VectorState {
+    use emulator::native::VectorRegisters;
+    let state = engine::VectorState(Box::new(outcome.area.0));
+    let mut state = VectorRegisters::from_state(&state).to_state();
+    state.0[6..24].fill(0);
+    state.0[24] &= !(loose.mxcsr as u8);
+    if loose.x87 {
+        state.0[..6].fill(0);
+        state.0[32..160].fill(0);
+    }
+    state
+}
+
+/// What differs, as text; empty where the outcomes agree.
+pub fn difference(case: &Case, instruction: &Instruction, host: &Outcome, ours: &Outcome) -> String {
+    let mut text = String::new();
+    let loose = loose(instruction, host.vector);
+    if loose.all {
+        return text;
+    }
+    let mut line = |what: &str, host: u64, ours: u64| {
+        if host != ours {
+            let _ = writeln!(text, "  {what}: the host has {host:#x}, we have {ours:#x}");
+        }
+    };
+    line("exception", u64::from(host.vector), u64::from(ours.vector));
+    if host.vector != COMPLETED && host.vector == ours.vector {
+        line("error code", host.error, ours.error);
+        if !loose.cr2 {
+            line("CR2", host.cr2, ours.cr2);
+        }
+    }
+    line("RIP", host.rip, ours.rip);
+    let mask = if case.mode == Mode::Bits64 { u64::MAX } else { 0xffff_ffff };
+    let registers = if case.mode == Mode::Bits64 { 16 } else { 8 };
+    for number in 0..registers {
+        line(&format!("register {number}"), host.gprs[number] & mask, ours.gprs[number] & mask);
+    }
+    let undefined_flags =
+        if host.vector == COMPLETED { rflags(instruction.rflags_undefined()) } else { 0 };
+    let compared = COMPARED & !undefined_flags;
+    line("flags", host.rflags & compared, ours.rflags & compared);
+    for (n, name) in ["ES", "CS", "SS", "DS", "FS", "GS"].iter().enumerate() {
+        line(name, u64::from(host.selectors[n]), u64::from(ours.selectors[n]));
+    }
+    line("FS base", host.bases[0], ours.bases[0]);
+    line("GS base", host.bases[1], ours.bases[1]);
+    data(host, ours, &mut text);
+    if case.uses_vector {
+        vectors(host, ours, loose, &mut text);
+    }
+    text
+}
+
+fn data(host: &Outcome, ours: &Outcome, text: &mut String) {
+    if host.lines_changed == ours.lines_changed && host.changed() == ours.changed() {
+        return;
+    }
+    for (who, outcome) in [("host", host), ("ours", ours)] {
+        for (line, bytes) in outcome.changed() {
+            let _ = writeln!(text, "  data at {:#x} ({who}): {bytes:02x?}", ARENA + 64 * u64::from(*line));
+        }
+    }
+    let _ = writeln!(text, "  lines of data changed: {} and {}", host.lines_changed, ours.lines_changed);
+}
+
+fn vectors(host: &Outcome, ours: &Outcome, loose: Loose, text: &mut String) {
+    let (host, ours) = (normalized(host, loose), normalized(ours, loose));
+    if host == ours {
+        return;
+    }
+    for (at, (theirs, own)) in host.0.chunks(8).zip(ours.0.chunks(8)).enumerate() {
+        if theirs != own {
+            let at = at * 8;
+            let _ = writeln!(text, "  vector state at {at} ({}): {theirs:02x?} and {own:02x?}", place(at));
+        }
+    }
+}
+
+/// What lies at an offset of the XSAVE area.
+fn place(at: usize) -> String {
+    match at {
+        0..32 => "x87 control, MXCSR".into(),
+        32..160 => format!("ST{}", (at - 32) / 16),
+        160..416 => format!("XMM{}", (at - 160) / 16),
+        512..576 => "header".into(),
+        576..832 => format!("upper half of YMM{}", (at - 576) / 16),
+        1088..1152 => format!("K{}", (at - 1088) / 8),
+        1152..1664 => format!("upper half of ZMM{}", (at - 1152) / 32),
+        1664..2688 => format!("ZMM{}", 16 + (at - 1664) / 64),
+        _ => "reserved".into(),
+    }
+}

@@ -1,0 +1,68 @@
+//! What is not compared, and why.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use crate::layout::Mode;
+
+/// Why an instruction is not given to the oracle.
+pub fn excluded(instruction: &Instruction, _mode: Mode) -> Option<&'static str> {
+    use Mnemonic::*;
+    Some(match instruction.mnemonic() {
+        Syscall | Sysenter | Int | Into => "enters the kernel: a system call, or an event's delivery",
+        Int3 | Int1 => "is what the oracle comes back by",
+        Sysexit | Sysexitq | Sysret | Sysretq => "is told apart by nothing a program can see",
+        Sgdt | Sidt | Sldt | Str | Smsw => "is emulated by Linux where UMIP refuses it",
+        In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => {
+            "depends on the I/O permission bitmap, which is the kernel's"
+        }
+        Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Cpuid | Rdpid => "has another result each time",
+        Xgetbv => "tells the state components that the kernel has switched on",
+        Xsave | Xsave64 | Xsavec | Xsavec64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 | Xsaves | Xsaves64
+        | Xrstors | Xrstors64 => "depends on which state the processor has noticed to be in use",
+        Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Fnstenv | Fnsave | Fstenv | Fsave => {
+            "stores the pointers of the last x87 instruction, which are the host's"
+        }
+        Clflush | Clflushopt | Clwb | Cldemote | Prefetchw | Prefetchwt1 => {
+            "is a hint here: its faults are the host's affair"
+        }
+        Xbegin | Xend | Xabort | Xtest | Xsusldtrk | Xresldtrk => "is of transactions, which no model has",
+        Wrpkru | Rdpkru | Enqcmd | Enqcmds | Monitor | Mwait | Monitorx | Mwaitx | Umonitor | Umwait | Tpause => {
+            "is of a feature that no model has"
+        }
+        Pause | Vmcall | Vmmcall | Vmfunc | Getsec => "is the hypervisor's affair on the host",
+        _ => return None,
+    })
+}
+
+/// Whether bytes could enter the kernel however they are decoded: SYSCALL, SYSENTER and INT n are nowhere in them.
+pub fn may_enter_kernel(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, _])) || bytes.last() == Some(&0xcd)
+}
+
+/// What an outcome leaves to the processor's maker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loose {
+    /// Which of several addresses that fault is reported.
+    pub cr2: bool,
+    /// Whether a masked access of no bytes faults: nothing is compared.
+    pub all: bool,
+    /// The x87 state: an MMX instruction that faults may have reset the top of the stack.
+    pub x87: bool,
+    /// Bits of MXCSR.
+    pub mxcsr: u32,
+}
+
+/// What is not compared of an instruction, after the host raised `vector` (or none).
+pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
+    use Mnemonic::*;
+    let mmx = (0..instruction.op_count()).any(|n| instruction.op_register(n).is_mm());
+    Loose {
+        // The order in which a frame's parts are read.
+        cr2: matches!(instruction.mnemonic(), Iret | Iretd | Iretq | Retf),
+        // Of a masked store the first byte, or the first that is written; and its fault where none is.
+        all: vector == 14 && matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu),
+        x87: mmx && vector != crate::case::COMPLETED,
+        // With the overflow unmasked, whether the result would have been inexact with a larger exponent.
+        mxcsr: if vector == 19 { 1 << 5 } else { 0 },
+    }
+}

@@ -1,0 +1,344 @@
+//! Cases by rule: every encoding of a mode, with operands that find the edges of pages and segments.
+
+use iced_x86::{Code, ConstantOffsets, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+
+use crate::case::{Case, LAST_WINDOW, Trap};
+use crate::encode;
+use crate::exclusions::{excluded, may_enter_kernel};
+use crate::layout::{self, ARENA, ARENA_LEN, DATA_SELECTORS, Mode, STACK_SELECTORS};
+use crate::random::Random;
+
+/// Makes cases.
+pub struct Generator {
+    seed: u64,
+    /// Encodings of each mode, in the order of [`Mode::ALL`].
+    codes: [Vec<Code>; 3],
+}
+
+/// A case and what the decoder makes of it.
+#[derive(Clone)]
+pub struct Generated {
+    /// Its number.
+    pub number: u64,
+    /// The case.
+    pub case: Case,
+    /// Its instruction; invalid where the decoder knows none.
+    pub instruction: Instruction,
+}
+
+impl Generator {
+    /// The sequence of a seed. `only` keeps the encodings that it accepts.
+    pub fn new(seed: u64, only: impl Fn(Code) -> bool) -> Self {
+        let codes = Mode::ALL.map(|mode| encode::codes(mode).into_iter().filter(|&code| only(code)).collect());
+        Self { seed, codes }
+    }
+
+    /// The case of a number; `None` where it would have to be excluded.
+    pub fn case(&self, number: u64, mode: Mode) -> Result<Generated, &'static str> {
+        let mut random = Random::new(self.seed ^ (mode.bits() as u64) << 56, number);
+        let codes = &self.codes[Mode::ALL.iter().position(|&each| each == mode).unwrap_or(0)];
+        let mut bytes = [0u8; 32];
+        if random.one_in(24) || codes.is_empty() {
+            bytes.iter_mut().for_each(|byte| *byte = random.next() as u8);
+        } else {
+            bytes = encode::bytes(random.pick(codes), mode, &mut random);
+            if random.one_in(64) {
+                bytes[random.below(6) as usize] ^= 1 << random.below(8);
+            }
+        }
+        self.around(number, &bytes, mode, &mut random)
+    }
+
+    fn around(&self, number: u64, bytes: &[u8; 32], mode: Mode, random: &mut Random) -> Result<Generated, &'static str> {
+        let mut decoder = Decoder::with_ip(mode.bits(), bytes, mode.rip(), DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        let constants = decoder.get_constant_offsets(&instruction);
+        let mut case = Case { mode, ..Case::default() };
+        let len = if instruction.is_invalid() { 16 } else { instruction.len() };
+        case.bytes[..len].copy_from_slice(&bytes[..len]);
+        case.len = len as u8;
+        if let Some(reason) = excluded(&instruction, mode) {
+            return Err(reason);
+        }
+        state(&mut case, &instruction, random);
+        aim(&mut case, &instruction, &constants, random);
+        if may_enter_kernel(case.code()) {
+            return Err("has bytes in it that could enter the kernel");
+        }
+        let instruction = decode(&case);
+        case.trap = trap(&instruction);
+        Ok(Generated { number, case, instruction })
+    }
+}
+
+/// What the decoder makes of a case.
+pub fn decode(case: &Case) -> Instruction {
+    Decoder::with_ip(case.mode.bits(), case.code(), case.mode.rip(), DecoderOptions::NONE).decode()
+}
+
+/// A repeated instruction is traced after each turn, and one that loads SS after the next instruction.
+fn trap(instruction: &Instruction) -> Trap {
+    let loads_ss = (0..instruction.op_count()).any(|n| instruction.op_register(n) == Register::SS)
+        || instruction.mnemonic() == iced_x86::Mnemonic::Lss;
+    let straight = instruction.flow_control() == FlowControl::Next && !instruction.is_invalid();
+    if straight && (instruction.is_string_instruction() || loads_ss) { Trap::Breakpoint } else { Trap::Step }
+}
+
+/// Whether an instruction may have to do with x87 or vector registers.
+pub fn uses_vector(instruction: &Instruction) -> bool {
+    use iced_x86::CpuidFeature::*;
+    !instruction.cpuid_features().iter().all(|feature| {
+        matches!(
+            feature,
+            INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | CMPXCHG16B | BMI1 | BMI2 | ADX
+                | POPCNT | LZCNT | MOVBE | MULTIBYTENOP | FSGSBASE
+        )
+    })
+}
+
+/// Registers, flags and data that have nothing to do with the instruction's operand.
+fn state(case: &mut Case, instruction: &Instruction, random: &mut Random) {
+    case.uses_vector = uses_vector(instruction) || instruction.is_invalid();
+    let wide = case.mode == Mode::Bits64;
+    let similar = random.operand();
+    for gpr in &mut case.gprs {
+        *gpr = match random.below(16) {
+            0 => similar,
+            1..=2 => u64::from(random.pick(&layout::ANY_SELECTORS)),
+            _ => random.operand(),
+        };
+        if !wide {
+            *gpr &= 0xffff_ffff;
+        }
+    }
+    case.rflags = random.next() & if random.one_in(8) { 0xcd5 } else { 0x8d5 };
+    let selectors = &mut case.selectors;
+    for selector in selectors.iter_mut() {
+        *selector = if wide && !random.one_in(8) { 0 } else { random.pick(&DATA_SELECTORS) };
+    }
+    selectors[2] = if wide && !random.one_in(8) { layout::USER_DATA } else { random.pick(&STACK_SELECTORS) };
+    case.bases = std::array::from_fn(|_| match random.below(4) {
+        0 => 0,
+        1 => random.next() as i32 as u64,
+        _ => ARENA + random.below(ARENA_LEN as u64),
+    });
+    case.window_at = (random.below(u64::from(LAST_WINDOW)) as u32) & if random.one_in(2) { !63 } else { !0 };
+    fill_window(case, random);
+    if case.uses_vector {
+        fill_vectors(case, random);
+        if instruction.cpuid_features().contains(&iced_x86::CpuidFeature::AVX512_FP16) {
+            // Exact tiny results of half precision, which unmasked raise underflow, do not show where it is masked.
+            case.area.0[25] |= 8;
+        }
+    }
+}
+
+fn fill_window(case: &mut Case, random: &mut Random) {
+    for chunk in case.window.chunks_exact_mut(8) {
+        let value = if case.uses_vector { random.element() } else { random.operand() };
+        chunk.copy_from_slice(&value.to_le_bytes());
+    }
+    if random.one_in(3) {
+        // Far pointers and frames: offsets into the code, and selectors.
+        for chunk in case.window.chunks_exact_mut(4) {
+            let value = match random.below(3) {
+                0 => layout::CODE as u32 + random.below(4096) as u32,
+                1 => random.next() as u32 & 0x3_0fd7,
+                _ => u32::from(random.pick(&layout::ANY_SELECTORS)),
+            };
+            chunk.copy_from_slice(&value.to_le_bytes());
+        }
+    }
+}
+
+fn fill_vectors(case: &mut Case, random: &mut Random) {
+    let area = &mut case.area.0;
+    area.fill(0);
+    let masks = if random.one_in(3) { random.next() as u16 & 0x3f | 0x40 } else { 0x7f };
+    let control = random.next() as u16 & 0x0f00 | masks;
+    let status = if random.one_in(2) { random.next() as u16 & 0x7f7f } else { random.next() as u16 & 0x3800 };
+    area[..2].copy_from_slice(&control.to_le_bytes());
+    // A set summary would have to fit the masks.
+    let pending = status & !control & 0x3f != 0;
+    let status = if pending && !random.one_in(4) { status & !0x3f } else { status };
+    let summary = if status & !control & 0x3f != 0 { 0x8080 } else { 0 };
+    area[2..4].copy_from_slice(&(status & !0x8080 | summary).to_le_bytes());
+    area[4] = if random.one_in(2) { 0xff } else { random.next() as u8 };
+    for register in area[32..160].chunks_exact_mut(16) {
+        let exponent = match random.below(6) {
+            0 => 0x7fff,
+            1 => 0,
+            _ => 0x3ff0 + random.below(0x40) as u16,
+        };
+        let integer = if random.one_in(12) { 0 } else { 1 << 63 };
+        let fraction = if random.one_in(4) { 0 } else { random.next() };
+        register[..8].copy_from_slice(&(fraction & !(1 << 63) | integer).to_le_bytes());
+        register[8..10].copy_from_slice(&(exponent | random.next() as u16 & 0x8000).to_le_bytes());
+    }
+    let masks = if random.one_in(3) { random.next() as u32 & 0x1f80 } else { 0x1f80 };
+    let mxcsr = random.next() as u32 & 0xe07f | masks;
+    area[24..28].copy_from_slice(&mxcsr.to_le_bytes());
+    for (first, last) in [(160, 416), (576, 832), (1088, 2688)] {
+        for chunk in area[first..last].chunks_exact_mut(8) {
+            chunk.copy_from_slice(&random.element().to_le_bytes());
+        }
+    }
+}
+
+/// An address in or at the edge of the data; most of the time within the window.
+fn target(case: &Case, random: &mut Random) -> u64 {
+    let window = ARENA + u64::from(case.window_at);
+    let page = layout::PAGE as u64;
+    match random.below(16) {
+        0 => ARENA + random.below(5) * page - page / 2 * random.below(2) - random.below(70),
+        1 => ARENA + 2 * page - random.below(70),
+        2 => ARENA + ARENA_LEN as u64 - random.below(70),
+        3 => ARENA - random.below(70),
+        4 => ARENA + random.below(ARENA_LEN as u64) & !63,
+        5..=7 => window + random.below(192),
+        _ => (window + 63 & !63) + 8 * random.below(16) & !(random.pick(&[0u64, 7, 15, 15, 63])),
+    }
+}
+
+/// Makes the instruction's memory operand lie where something is.
+fn aim(case: &mut Case, instruction: &Instruction, constants: &ConstantOffsets, random: &mut Random) {
+    if random.one_in(24) {
+        return;
+    }
+    let at = target(case, random);
+    let stack_base = if case.mode == Mode::Bits64 { 0 } else { layout::base_of(case.selectors[2]) };
+    set(case, 4, 8, (target(case, random) & !7).wrapping_sub(stack_base));
+    if instruction.is_stack_instruction() && random.one_in(2) {
+        set(case, 5, 8, (target(case, random) & !7).wrapping_sub(stack_base));
+    }
+    for n in 0..instruction.op_count() {
+        match instruction.op_kind(n) {
+            OpKind::Memory => aim_explicit(case, instruction, constants, at, random),
+            OpKind::MemorySegSI | OpKind::MemorySegESI | OpKind::MemorySegRSI => {
+                let base = segment_base(case, instruction.memory_segment());
+                set(case, 6, 8, at.wrapping_sub(base));
+                repeat(case, instruction, random);
+            }
+            OpKind::MemorySegDI | OpKind::MemorySegEDI | OpKind::MemorySegRDI => {
+                let base = segment_base(case, instruction.memory_segment());
+                set(case, 7, 8, at.wrapping_sub(base));
+            }
+            OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => {
+                let other = target(case, random);
+                let base = segment_base(case, Register::ES);
+                set(case, 7, 8, other.wrapping_sub(base));
+                repeat(case, instruction, random);
+            }
+            _ => {}
+        }
+    }
+    if instruction.mnemonic() == iced_x86::Mnemonic::Xlatb {
+        let base = segment_base(case, instruction.memory_segment());
+        set(case, 3, 8, at.wrapping_sub(base));
+    }
+}
+
+fn repeat(case: &mut Case, instruction: &Instruction, random: &mut Random) {
+    if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
+        let count = if random.one_in(20) { random.operand() } else { random.below(70) };
+        set(case, 1, 8, count);
+    }
+}
+
+/// Sets a register, as wide as the mode's.
+fn set(case: &mut Case, number: usize, bytes: u32, value: u64) {
+    let mask = if case.mode == Mode::Bits64 && bytes == 8 { u64::MAX } else { 0xffff_ffff };
+    case.gprs[number] = value & mask;
+}
+
+fn segment_base(case: &Case, register: Register) -> u64 {
+    let index = match register {
+        Register::ES => 0,
+        Register::CS => return if case.mode == Mode::Bits16 { layout::CODE } else { 0 },
+        Register::SS => 2,
+        Register::FS => 4,
+        Register::GS => 5,
+        _ => 3,
+    };
+    match (case.mode, index) {
+        (Mode::Bits64, 4) => case.bases[0],
+        (Mode::Bits64, 5) => case.bases[1],
+        (Mode::Bits64, _) => 0,
+        _ => layout::base_of(case.selectors[index]),
+    }
+}
+
+/// An operand with base, index and displacement: one of them is made to fit.
+fn aim_explicit(
+    case: &mut Case,
+    instruction: &Instruction,
+    constants: &ConstantOffsets,
+    at: u64,
+    random: &mut Random,
+) {
+    let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let mut wanted = at.wrapping_sub(segment_base(case, instruction.memory_segment()));
+    if index.is_vector_register() {
+        return aim_vector(case, instruction, wanted, random);
+    }
+    let value = |register: Register| case.gprs[register.full_register().number()];
+    let scale = u64::from(instruction.memory_index_scale());
+    let relative = matches!(base, Register::RIP | Register::EIP);
+    if base == Register::None || relative {
+        if index != Register::None {
+            wanted = wanted.wrapping_sub(value(index).wrapping_mul(scale));
+        }
+        let displacement = if relative { wanted.wrapping_sub(instruction.next_ip()) } else { wanted };
+        patch(case, constants, displacement);
+        return;
+    }
+    // iced folds RIP into the displacement, where there is no other base.
+    wanted = wanted.wrapping_sub(instruction.memory_displacement64());
+    if index != Register::None && index.full_register() != base.full_register() {
+        if random.one_in(2) {
+            let small = random.below(256);
+            set(case, index.full_register().number(), 8, small);
+        }
+        let index = case.gprs[index.full_register().number()];
+        wanted = wanted.wrapping_sub(index.wrapping_mul(scale));
+    }
+    set(case, base.full_register().number(), 8, wanted);
+}
+
+fn patch(case: &mut Case, constants: &ConstantOffsets, displacement: u64) {
+    let (offset, size) = (constants.displacement_offset(), constants.displacement_size());
+    if constants.has_displacement() && size >= 2 {
+        if let Some(field) = case.bytes.get_mut(offset..offset + size) {
+            field.copy_from_slice(&displacement.to_le_bytes()[..size]);
+        }
+    }
+}
+
+/// Gathers and scatters: the base at the operand, small indices, and masks with few bits.
+fn aim_vector(case: &mut Case, instruction: &Instruction, wanted: u64, random: &mut Random) {
+    let index = instruction.memory_index().number();
+    let base = instruction.memory_base();
+    if base != Register::None {
+        let displacement = instruction.memory_displacement64();
+        set(case, base.full_register().number(), 8, wanted.wrapping_sub(displacement));
+    }
+    if random.one_in(12) {
+        return;
+    }
+    let mut put = |at: usize, bytes: usize, area: &mut [u8]| {
+        let Some(part) = area.get_mut(at..at + bytes) else { return };
+        let quads = random.one_in(2);
+        for chunk in part.chunks_exact_mut(4).enumerate().map(|(n, chunk)| (n & 1 == 0 || !quads, chunk)) {
+            let value = (random.below(512) as i32 - 64).to_le_bytes();
+            chunk.1.copy_from_slice(if chunk.0 { &value } else { &[0; 4] });
+        }
+    };
+    let area = &mut case.area.0[..];
+    if index < 16 {
+        put(160 + 16 * index, 16, area);
+        put(576 + 16 * index, 16, area);
+        put(1152 + 32 * index, 32, area);
+    } else {
+        put(1664 + 64 * (index - 16), 64, area);
+    }
+}

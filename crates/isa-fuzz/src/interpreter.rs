@@ -1,0 +1,295 @@
+//! The same case on the software CPU: a processor at CPL 3 with the oracle's address space and descriptor tables.
+
+use std::sync::Arc;
+
+use emulator::cpu::{Cpu, Native, Wires};
+use emulator::cpuid::CpuModel;
+use emulator::insn::{Handler, Stop};
+use emulator::mmu::NO_PAGE;
+use emulator::native::{NativeUnit, VectorRegisters};
+use engine::{Bus, CpuEvent, InterruptController, MsrFault, Space, TimeSource, VectorState};
+use guest_memory::{GuestMemory, Region};
+use iced_x86::Mnemonic;
+use x86::{Cr0, Cr4, Descriptor, Efer, Flags, Segment, SegmentRegister, Selector, TableRegister};
+
+use crate::case::{Area, COMPLETED, Case, Outcome, Trap, WINDOW};
+use crate::layout::{self, ARENA, ARENA_LEN, CODE, Mode, PAGE};
+
+/// Where the page tables are: PML4, PDPT, page directory and page table of the low half, PDPT of the high half.
+const TABLES: u64 = 0x1000;
+/// Where the descriptor tables are.
+const GDT: u64 = 0x8000;
+const LDT: u64 = 0x9000;
+/// Where the data and the code are.
+const DATA: u64 = 0x1_0000;
+const CODE_PAGE: u64 = 0x2_0000;
+/// Bytes of RAM.
+const MEMORY: u64 = 0x4_0000;
+/// The high half of the address space, all of it the kernel's, maps physical address 0.
+const HIGH: u64 = 0xffff_8000_0000_0000;
+/// How often a repeated instruction may come back to look at interrupts.
+const MOST_REPEATS: u32 = 100_000;
+/// Bits of RFLAGS that a case brings.
+const CASE_FLAGS: Flags = Flags::ARITHMETIC.union(Flags::DF).union(Flags::AC);
+
+struct Nothing;
+
+impl Bus for Nothing {
+    fn read(&self, _: Space, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn write(&self, _: Space, _: u64, _: &[u8]) {}
+}
+
+impl InterruptController for Nothing {
+    fn has_interrupt(&self) -> bool {
+        false
+    }
+    fn acknowledge(&self) -> Option<u8> {
+        None
+    }
+    fn take_event(&self, _: bool) -> Option<CpuEvent> {
+        None
+    }
+    fn task_priority(&self) -> u8 {
+        0
+    }
+    fn set_task_priority(&self, _: u8) {}
+    fn read_msr(&self, _: u32) -> Result<u64, MsrFault> {
+        Ok(0)
+    }
+    fn write_msr(&self, _: u32, _: u64) -> Result<(), MsrFault> {
+        Ok(())
+    }
+}
+
+impl TimeSource for Nothing {
+    fn now(&self) -> u64 {
+        0
+    }
+    fn tsc(&self) -> u64 {
+        0
+    }
+    fn tsc_frequency(&self) -> u64 {
+        2_000_000_000
+    }
+    fn wall_clock(&self) -> u64 {
+        0
+    }
+}
+
+/// The outside, where there is none.
+pub fn wires() -> Wires {
+    Wires {
+        bus: Arc::new(Nothing),
+        interrupts: Arc::new(Nothing),
+        time: Arc::new(Nothing),
+        recorder: None,
+        model: Arc::new(CpuModel::parse("host", 1).expect("the host's own model")),
+    }
+}
+
+/// The software CPU, ready for cases.
+pub struct Subject {
+    cpu: Cpu,
+    pristine: Vec<u8>,
+    data: Vec<u8>,
+    /// A handler to use for a mnemonic instead of its own: how a test plants a bug.
+    pub replaced: Option<(Mnemonic, Handler)>,
+}
+
+impl Subject {
+    /// Sets the processor up.
+    ///
+    /// # Errors
+    /// The host gives no memory for code.
+    pub fn new() -> std::io::Result<Self> {
+        let memory = GuestMemory::new(&[Region { start: 0, len: MEMORY, read_only: false }])
+            .map_err(std::io::Error::other)?;
+        let native = Native { unit: NativeUnit::new()?, insns: Vec::new() };
+        let mut cpu = Cpu::power_up(0, memory, wires(), native);
+        write_tables(&cpu.memory);
+        let pristine = layout::pristine();
+        cpu.memory.write_bytes(DATA, &pristine);
+        cpu.memory.write_bytes(CODE_PAGE, &[layout::FILLER; PAGE]);
+        cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::MP | Cr0::AM;
+        cpu.cr3 = TABLES;
+        cpu.cr4 = Cr4::PAE
+            | Cr4::OSFXSR
+            | Cr4::OSXMMEXCPT
+            | Cr4::OSXSAVE
+            | Cr4::FSGSBASE
+            | Cr4::UMIP
+            | Cr4::SMEP
+            | Cr4::SMAP
+            | Cr4::PGE;
+        cpu.efer = Efer::LME | Efer::LMA | Efer::SCE | Efer::NXE;
+        cpu.xcr0 = host_xcr0();
+        cpu.gdtr = TableRegister { base: HIGH + GDT, limit: 127 };
+        let table = Descriptor(0x0000_8200_0000_0000).segment(Selector(0x50));
+        cpu.ldtr = Segment { base: HIGH + LDT, limit: (8 * layout::LDT.len() - 1) as u32, ..table };
+        cpu.tr = Descriptor(layout::gdt()[8]).segment(Selector(0x40));
+        cpu.update_paging();
+        Ok(Self { cpu, data: pristine.clone(), pristine, replaced: None })
+    }
+
+    /// The CPU model's features decide what the host may have that a guest may not.
+    pub fn model(&self) -> &CpuModel {
+        &self.cpu.wires.model
+    }
+
+    /// Runs a case.
+    pub fn run(&mut self, case: &Case) -> Outcome {
+        self.load(case);
+        let rip = case.mode.rip();
+        let mut insns = Vec::with_capacity(1);
+        self.cpu.native.insns.clear();
+        let mut bytes = [layout::FILLER; 32];
+        bytes[..case.code().len()].copy_from_slice(case.code());
+        let decoded = self.cpu.decode(rip, &bytes, 1, &mut insns);
+        let mut outcome = Outcome::default();
+        if let Some(insn) = insns.first_mut() {
+            if let Some((_, handler)) = self.replaced.filter(|(mnemonic, _)| *mnemonic as u16 == insn.mnemonic) {
+                insn.run = handler;
+            }
+            let insn = *insn;
+            self.cpu.block_rip = rip;
+            self.cpu.rip = rip.wrapping_add(decoded.len as u64);
+            self.cpu.mmu.executing = [NO_PAGE; 2];
+            self.cpu.fault = None;
+            let mut repeats = 0;
+            let mut result = (insn.run)(&mut self.cpu, &insn);
+            while result == Err(Stop::Repeat) && repeats < MOST_REPEATS {
+                repeats += 1;
+                result = (insn.run)(&mut self.cpu, &insn);
+            }
+            if let (Err(Stop::Fault), Some(fault)) = (result, self.cpu.fault.take()) {
+                self.cpu.rip = rip;
+                outcome.vector = fault.vector as u8;
+                outcome.error = fault.error_code.map_or(0, u64::from);
+                outcome.cr2 = if outcome.vector == 14 { fault.address } else { 0 };
+            }
+        }
+        self.record(case, &mut outcome);
+        outcome
+    }
+
+    fn load(&mut self, case: &Case) {
+        let cpu = &mut self.cpu;
+        cpu.registers.all_mut().copy_from_slice(&case.gprs);
+        let at = DATA + u64::from(case.window_at);
+        cpu.memory.write_bytes(at, &case.window);
+        let mut code = [layout::FILLER; 32];
+        code[..case.code().len()].copy_from_slice(case.code());
+        cpu.memory.write_bytes(CODE_PAGE + layout::CODE_AT, &code);
+        for (register, selector) in [
+            (SegmentRegister::Es, case.selectors[0]),
+            (SegmentRegister::Cs, case.mode.code_selector()),
+            (SegmentRegister::Ss, case.selectors[2]),
+            (SegmentRegister::Ds, case.selectors[3]),
+            (SegmentRegister::Fs, case.selectors[4]),
+            (SegmentRegister::Gs, case.selectors[5]),
+        ] {
+            cpu.set_segment(register, segment(selector));
+        }
+        if case.mode == Mode::Bits64 {
+            for (register, base) in [SegmentRegister::Fs, SegmentRegister::Gs].into_iter().zip(case.bases) {
+                let segment = *cpu.segment(register);
+                cpu.set_segment(register, Segment { base, ..segment });
+            }
+        }
+        let trace = if case.trap == Trap::Step { Flags::TF } else { Flags::empty() };
+        cpu.set_rflags(case.rflags | (trace | Flags::IF).bits(), CASE_FLAGS | Flags::TF | Flags::IF | Flags::NT | Flags::ID);
+        if case.uses_vector {
+            let mut state = VectorState(Box::new(case.area.0));
+            state.0[512] = (cpu.xcr0 & 0xe7) as u8;
+            *cpu.vector = VectorRegisters::from_state(&state);
+        }
+        cpu.shadow = false;
+        cpu.update_mode();
+    }
+
+    fn record(&mut self, case: &Case, outcome: &mut Outcome) {
+        let cpu = &mut self.cpu;
+        outcome.gprs = *cpu.registers.all();
+        outcome.rip = cpu.rip;
+        outcome.rflags = cpu.rflags();
+        for (selector, segment) in outcome.selectors.iter_mut().zip(&cpu.segments) {
+            *selector = segment.selector.0;
+        }
+        outcome.bases = [cpu.segments[4].base, cpu.segments[5].base];
+        if case.uses_vector {
+            outcome.area = Area(*cpu.vector.to_state().0);
+        }
+        cpu.memory.read_bytes(DATA, &mut self.data);
+        let dirty = self.data != self.pristine;
+        outcome.take_lines(case, &mut self.data, &self.pristine);
+        if dirty {
+            // The window, and whatever the instruction wrote to.
+            let window = case.window_at as usize..case.window_at as usize + WINDOW;
+            cpu.memory.write_bytes(DATA + window.start as u64, &self.pristine[window]);
+            if usize::from(outcome.lines_changed) > outcome.changed().len() {
+                cpu.memory.write_bytes(DATA, &self.pristine);
+            }
+            for &(line, _) in outcome.changed() {
+                let at = usize::from(line) * 64;
+                cpu.memory.write_bytes(DATA + at as u64, &self.pristine[at..at + 64]);
+            }
+        }
+    }
+}
+
+/// XCR0 as the host has it, as far as the software CPU has it too.
+fn host_xcr0() -> u64 {
+    let mut xcr0 = 3;
+    if std::is_x86_feature_detected!("avx") {
+        xcr0 |= 4;
+    }
+    if std::is_x86_feature_detected!("avx512f") {
+        xcr0 |= 0xe0;
+    }
+    xcr0
+}
+
+/// A segment register after the load of a selector that is a good one.
+fn segment(selector: u16) -> Segment {
+    let descriptor = if selector & 4 != 0 {
+        layout::LDT.get(usize::from(selector >> 3)).map_or(0, layout::Entry::descriptor)
+    } else {
+        layout::gdt()[usize::from(selector >> 3) & 15]
+    };
+    let segment = Descriptor(descriptor).segment(Selector(selector));
+    if selector & !3 == 0 {
+        let attributes = x86::descriptor::Attributes::UNUSABLE;
+        return Segment { selector: Selector(selector), base: 0, limit: 0, attributes };
+    }
+    segment
+}
+
+/// Page tables and descriptor tables.
+fn write_tables(memory: &GuestMemory) {
+    const USER: u64 = 7;
+    const NO_EXECUTE: u64 = 1 << 63;
+    let index = |address: u64, level: u64| address >> (12 + 9 * level) & 0x1ff;
+    let put = |table: u64, index: u64, entry: u64| memory.store(TABLES + 0x1000 * table + 8 * index, entry);
+    put(0, 0, TABLES + 0x1000 | USER);
+    put(1, index(ARENA, 2), TABLES + 0x2000 | USER);
+    put(2, index(ARENA, 1), TABLES + 0x3000 | USER);
+    for page in 0..(ARENA_LEN / PAGE) as u64 {
+        let rights = if page < 2 { 0x67 } else { 0x65 } | NO_EXECUTE;
+        put(3, index(ARENA, 0) + page, DATA + page * PAGE as u64 | rights);
+    }
+    put(3, index(CODE, 0), CODE_PAGE | 0x65);
+    // The high half: there, but not for programs.
+    for entry in 256..512 {
+        put(0, entry, TABLES + 0x4000 | 0x23);
+    }
+    for entry in 0..512 {
+        put(4, entry, 0xe3);
+    }
+    layout::gdt().iter().enumerate().for_each(|(at, entry)| memory.store(GDT + 8 * at as u64, *entry));
+    layout::LDT.iter().enumerate().for_each(|(at, entry)| memory.store(LDT + 8 * at as u64, entry.descriptor()));
+}
+
+/// The vector that stands for no exception.
+pub const NO_EXCEPTION: u8 = COMPLETED;

@@ -1,0 +1,65 @@
+//! A mismatch with as plain a state as still shows it.
+
+use crate::case::{Area, Case, WINDOW};
+use crate::compare::difference;
+use crate::generate::Generated;
+use crate::interpreter::Subject;
+use crate::oracle::{Oracle, OracleError};
+use crate::session::Mismatch;
+
+/// Ways to make a case plainer.
+fn simpler(case: &Case) -> Vec<Case> {
+    let mut all = Vec::new();
+    for number in 0..16 {
+        all.push(Case { gprs: std::array::from_fn(|n| if n == number { 0 } else { case.gprs[n] }), ..*case });
+    }
+    for bit in [0, 2, 4, 6, 7, 10, 11] {
+        all.push(Case { rflags: case.rflags & !(1 << bit), ..*case });
+    }
+    all.push(Case { bases: [0; 2], ..*case });
+    all.push(Case { window: [0; WINDOW], ..*case });
+    let plain = Case::default().area;
+    for (first, last) in [(0, 32), (32, 160), (160, 416), (576, 832), (1088, 1152), (1152, 1664), (1664, 2688)] {
+        let mut area = Area(case.area.0);
+        area.0[first..last].copy_from_slice(&plain.0[first..last]);
+        all.push(Case { area, ..*case });
+    }
+    all
+}
+
+/// Tries every way once.
+pub fn minimize(
+    oracle: &mut Oracle,
+    subject: &mut Subject,
+    mismatch: &Mismatch,
+) -> Result<Mismatch, OracleError> {
+    let instruction = mismatch.generated.instruction;
+    let mut best = mismatch.generated.case;
+    let mut text = mismatch.difference.clone();
+    for step in 0..simpler(&best).len() {
+        let Some(case) = simpler(&best).into_iter().nth(step) else { break };
+        let (host, ours) = (oracle.run_one(&case)?, subject.run(&case));
+        let found = difference(&case, &instruction, &host, &ours);
+        // The same things must differ, or it is another mismatch.
+        if found.lines().next().map(kind) == text.lines().next().map(kind) {
+            (best, text) = (case, found);
+        }
+    }
+    let generated = Generated { case: best, ..mismatch.generated.clone() };
+    Ok(Mismatch { generated, difference: text })
+}
+
+fn kind(line: &str) -> &str {
+    line.split(':').next().unwrap_or(line)
+}
+
+impl std::fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let case = &self.generated.case;
+        let code = self.generated.instruction.code();
+        writeln!(f, "{code:?} {:02x?} in {}-bit code ({:?})", case.code(), case.mode.bits(), case.trap)?;
+        writeln!(f, "  registers {:x?}", case.gprs)?;
+        writeln!(f, "  flags {:x}, selectors {:x?}, bases {:x?}", case.rflags, case.selectors, case.bases)?;
+        write!(f, "{}", self.difference)
+    }
+}
