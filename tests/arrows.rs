@@ -24,7 +24,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("ringside", &["ringside-engine", "ringside-exits", "ringside-vmm"]),
-    ("xtask", &[]),
+    (
+        "ringside-isa-fuzz",
+        &["ringside-x86", "ringside-engine", "ringside-guest-memory", "ringside-emulator"],
+    ),
+    ("xtask", &["ringside-isa-fuzz"]),
 ];
 
 fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
