@@ -82,6 +82,18 @@ pub struct Allowed {
     pub fetch: bool,
 }
 
+/// Where the entries are that may allow stores to a page of RAM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stored {
+    /// There is none.
+    #[default]
+    Nowhere,
+    /// Only at this table and index.
+    At(u16, u16),
+    /// Who knows.
+    Anywhere,
+}
+
 /// The translation cache.
 pub struct Tlb {
     tables: Box<[Table; SPACES]>,
@@ -94,8 +106,8 @@ pub struct Tlb {
     last_fetches: u64,
     /// One bit for each hash of a page that code was found in since those names were given.
     fetched: [u64; 64],
-    /// One bit for each page of RAM that an entry may allow stores to.
-    stored: Vec<u64>,
+    /// For each page of RAM, where an entry may allow stores to it.
+    stored: Vec<Stored>,
 }
 
 impl Tlb {
@@ -191,11 +203,7 @@ impl Tlb {
             }
         }
         if allowed.write {
-            let page = (page >> 12) as usize;
-            if self.stored.len() <= page / 64 {
-                self.stored.resize(page / 64 + 1, 0);
-            }
-            self.stored[page / 64] |= 1 << (page % 64);
+            self.note_store(page, index);
         }
         if large {
             let (word, bit) = Self::bit(linear >> 21);
@@ -203,23 +211,48 @@ impl Tlb {
         }
     }
 
+    fn note_store(&mut self, page: Offset, index: usize) {
+        let number = (page >> 12) as usize;
+        if self.stored.len() <= number {
+            self.stored.resize(number + 1, Stored::Nowhere);
+        }
+        let here = Stored::At(self.current as u16, index as u16);
+        let gone = match self.stored[number] {
+            Stored::Nowhere => true,
+            Stored::At(table, index) => {
+                let entry = &self.tables[usize::from(table)].entries[usize::from(index)];
+                entry.page != page || entry.write == no_page(index.into())
+            }
+            Stored::Anywhere => false,
+        };
+        if gone {
+            self.stored[number] = here;
+        } else if self.stored[number] != here {
+            self.stored[number] = Stored::Anywhere;
+        }
+    }
+
     /// Drops what allows stores to the page at an offset, in every view and address space. Gives whether there was any.
     pub fn drop_writes(&mut self, offset: Offset) -> bool {
-        let (offset, page) = (offset & PAGE, (offset >> 12) as usize);
-        let Some(word) = self.stored.get_mut(page / 64).filter(|word| **word >> (page % 64) & 1 != 0) else {
-            return false;
+        let page = offset & PAGE;
+        let drop = |index: usize, entry: &mut Entry| {
+            let found = entry.page == page && entry.write != no_page(index);
+            if found {
+                entry.write = no_page(index);
+            }
+            found
         };
-        *word &= !(1 << (page % 64));
-        let mut found = false;
-        for table in self.tables.iter_mut() {
-            for (index, entry) in table.entries.iter_mut().enumerate() {
-                if entry.page == offset && entry.write != no_page(index) {
-                    entry.write = no_page(index);
-                    found = true;
-                }
+        let Some(stored) = self.stored.get_mut((page >> 12) as usize) else { return false };
+        match std::mem::take(stored) {
+            Stored::Nowhere => false,
+            Stored::At(table, index) => {
+                drop(index.into(), &mut self.tables[usize::from(table)].entries[usize::from(index)])
+            }
+            Stored::Anywhere => {
+                let entries = self.tables.iter_mut().flat_map(|table| table.entries.iter_mut().enumerate());
+                entries.fold(false, |found, (index, entry)| drop(index, entry) | found)
             }
         }
-        found
     }
 
     /// INVLPG: drops the page of `linear` in every view and address space, with the whole of the large page where it
