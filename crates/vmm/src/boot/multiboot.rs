@@ -6,13 +6,16 @@
 //! so:
 //!
 //! ```text
-//!          image          where it is linked to, from address 0 on
-//!          module         on the first page after the image, from 1 MiB on
-//! 0x9_f000 information    the pages below, or where the image is there the first ones after the module
+//! image        where it is linked to, from address 0 on
+//! module       on the first page after the image, from 1 MiB on
+//! information  at 0x1_0000; where the image is there below 0x9_f000, and else after the module
 //! ```
+//!
+//! Images look for room of their own at the end of conventional memory, which is why the information is not there.
 
 use std::ops::Range;
 
+use devices::serial;
 use guest_memory::{GuestMemory, PAGE_SIZE};
 use x86::Gpr;
 
@@ -28,6 +31,15 @@ pub(super) const LOADER_MAGIC: u64 = 0x2bad_b002;
 const HEADER_MAGIC: u32 = 0x1bad_b002;
 /// The header lies within so many of the file's first bytes, on a multiple of 4.
 const SEARCHED: usize = 8192;
+/// Where the information lies if it can, guest-physical.
+const LOW_INFORMATION: u64 = 0x1_0000;
+/// What images read of a BIOS's data area, guest-physical: COM1's and COM2's ports, the conventional memory in KiB.
+const BIOS_DATA: [(u64, u16); 3] = [
+    (0x400, serial::COM1_BASE as u16),
+    (0x402, serial::COM2_BASE as u16),
+    (0x413, (layout::FACS >> 10) as u16),
+];
+const BIOS_DATA_END: u64 = 0x500;
 /// The loader's name, as the information has it.
 const LOADER_NAME: &str = "Ringside";
 /// The most bytes of command line, without the NUL.
@@ -186,6 +198,11 @@ pub(super) fn load(
         return Err(ImageError::Elf(super::ElfError::EntryOutside(image.entry)).into());
     };
     let kernel = image.load(memory, 0)?;
+    if kernel.start >= BIOS_DATA_END {
+        for (address, value) in BIOS_DATA {
+            low_memory::write(memory, address, &value.to_le_bytes())?;
+        }
+    }
     let module = load_module(memory, payload.initrd, &kernel)?;
     let told = |at| information(memory, payload, &module, at);
     let gdt_offset = told(0)?.len().next_multiple_of(8);
@@ -222,8 +239,9 @@ fn place_information(
     module: &Range<u64>,
     len: u64,
 ) -> Result<u64, BootError> {
-    let low = (layout::FACS - len) / PAGE_SIZE * PAGE_SIZE;
-    if kernel.end <= low || kernel.start >= layout::FACS {
+    let top = (layout::FACS - len) / PAGE_SIZE * PAGE_SIZE;
+    let is_free = |start: &u64| kernel.end <= *start || kernel.start >= start + len;
+    if let Some(low) = [LOW_INFORMATION, top].into_iter().find(is_free) {
         return Ok(low);
     }
     let high = module.end.next_multiple_of(PAGE_SIZE);

@@ -1,4 +1,5 @@
 mod bad_input;
 mod entry;
+mod multiboot;
 mod synthetic;
 mod unpacking;
