@@ -12,8 +12,13 @@ use crate::options::Options;
 /// What the guest writes to its console when its init has come to the shell.
 pub const AT_THE_SHELL: &str = "bench: at the shell";
 
-/// The files of a measurement, in a folder of its own that goes when this is dropped.
+/// The command that this benchmark was built with.
+const RINGSIDE: &str = env!("CARGO_BIN_EXE_ringside");
+
+/// The files of a measurement, in a folder of its own (Cargo's, from which programs may run) that goes when this is dropped.
 pub struct Inputs {
+    /// The `ringside` command: a copy, for the next build may come while this measures.
+    pub ringside: PathBuf,
     /// The catalog's name of the guest.
     pub guest: String,
     /// The kernel package's version.
@@ -36,7 +41,8 @@ impl Inputs {
     /// Where the guest cannot be had, or the temporary folder cannot be written.
     pub fn prepare(options: &Options) -> anyhow::Result<Self> {
         let files = guest::fetch(&options.guest, &mut *guest::to_stderr())?;
-        let folder = tempfile::Builder::new().prefix("ringside-bench.").tempdir()?;
+        let folder =
+            tempfile::Builder::new().prefix("ringside-bench.").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let initrd = folder.path().join("initrd");
         let mut bytes = fs::read(&files.initrd).with_context(|| files.initrd.display().to_string())?;
         // stty waits until the line has sent everything, or the kernel would talk in between at its power-off. Nothing
@@ -45,7 +51,10 @@ impl Inputs {
         bytes.resize(bytes.len().next_multiple_of(4), 0);
         bytes.extend_from_slice(&initramfs::exec_overlay(&workload));
         fs::write(&initrd, bytes)?;
+        let ringside = folder.path().join("ringside");
+        fs::copy(RINGSIDE, &ringside).context(RINGSIDE)?;
         Ok(Self {
+            ringside,
             guest: options.guest.clone(),
             version: files.version,
             vmlinux: (files.kernel != files.bzimage).then_some(files.kernel),

@@ -20,7 +20,7 @@ pub struct Options {
     /// Leave this peer out: qemu, bochs
     #[arg(long, value_name = "PEER", value_delimiter = ',')]
     pub without: Vec<String>,
-    /// Also QEMU's machines q35 and microvm
+    /// Also QEMU's machine q35
     #[arg(long)]
     pub extra: bool,
     /// RAM of each machine, in MiB

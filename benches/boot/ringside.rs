@@ -8,9 +8,6 @@ use crate::leg::{Details, Kind, Leg, Work};
 use crate::options::Options;
 use crate::process::{Console, Finished, Job};
 
-/// The command that this benchmark was built with.
-const RINGSIDE: &str = env!("CARGO_BIN_EXE_ringside");
-
 /// The ledger off and on, next to each other so that they can be paired, and the kernel that unpacks itself.
 pub fn legs(inputs: &Inputs, options: &Options) -> Vec<Leg> {
     [
@@ -26,14 +23,14 @@ pub fn legs(inputs: &Inputs, options: &Options) -> Vec<Leg> {
             .map(str::to_owned)
             .collect();
         all.extend(["--memory".into(), format!("{}M", options.memory), "--initrd".into()]);
-        let initrd = inputs.initrd.clone();
+        let (program, initrd) = (inputs.ringside.clone(), inputs.initrd.clone());
         Leg {
             name: name.to_owned(),
             kind,
             runs: options.runs,
             work: Work::Counted,
             job: Box::new(move || {
-                let mut command = Command::new(RINGSIDE);
+                let mut command = Command::new(&program);
                 command.args(&all).arg(&initrd);
                 Job { command, console: Console::Stdout, marks: vec![AT_THE_SHELL], stop_at_last_mark: false }
             }),
