@@ -280,7 +280,7 @@ impl Device for Hpet {
 
     /// Registers take aligned accesses of 32 and 64 bits.
     fn write(&mut self, offset: u64, data: &[u8]) {
-        if !matches!(data.len(), 4 | 8) || offset % data.len() as u64 != 0 {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
             return;
         }
         self.follow(self.timers.now());
