@@ -86,11 +86,26 @@ pub fn call(shape: &Shape) -> Option<Handler> {
 
 #[inline(always)]
 fn call_to<W: Width>(cpu: &mut Cpu, insn: &Insn, target: u64) -> Result<(), Stop> {
-    cpu.check_near(target)?;
+    if let Err(stop) = cpu.check_near(target) {
+        return Err(refused_call::<W>(cpu, insn, stop));
+    }
     let next = cpu.next_rip(insn);
     cpu.push(W::truncate(next))?;
     cpu.rip = target;
     Ok(())
+}
+/// A call to where no code may be: the return address is stored first, and faults of the stack go before.
+#[cold]
+fn refused_call<W: Width>(cpu: &mut Cpu, insn: &Insn, stop: Stop) -> Stop {
+    let (fault, next) = (cpu.fault, W::truncate(cpu.next_rip(insn)));
+    let size = u64::from(W::BITS / 8);
+    let pointer = cpu.registers.get(4).wrapping_sub(size);
+    let on_stack = cpu.stack_linear(pointer, size, true);
+    if let Err(stop) = on_stack.and_then(|linear| cpu.store_linear(linear, next)) {
+        return stop;
+    }
+    cpu.fault = fault;
+    stop
 }
 fn call_near<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     call_to::<W>(cpu, insn, insn.imm)

@@ -67,11 +67,7 @@ fn linear(cpu: &mut Cpu, insn: &Insn, how: Parameters, n: usize, write: bool) ->
     } else {
         indices[at..].first_chunk().map_or(0, |bytes| i32::from_le_bytes(*bytes) as u64)
     };
-    let offset = cpu
-        .registers
-        .get(insn.base)
-        .wrapping_add(index << insn.scale)
-        .wrapping_add(insn.disp)
+    let offset = cpu.registers.get(insn.base).wrapping_add(index << insn.scale).wrapping_add(insn.disp)
         & insn.address_mask();
     if insn.has(flag::CHECKED) {
         return cpu.segmented(insn.segment, offset, how.element as u64, write);

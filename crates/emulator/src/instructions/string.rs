@@ -66,6 +66,8 @@ fn repeat(
     for _ in 0..BATCH {
         let count = cpu.registers.get(RCX) & insn.address_mask();
         if count == 0 {
+            // A 32-bit count clears what is above it, even where nothing was counted.
+            cpu.advance(RCX, 0, insn);
             return Ok(());
         }
         // A single step is one iteration.
@@ -201,7 +203,21 @@ fn scas_of<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
         cpu.advance(RDI, step, insn);
         Ok(1)
     };
-    repeat(cpu, insn, once, until(insn))
+    compare_repeatedly(cpu, insn, once)
+}
+
+/// Repeats a comparison. A fault leaves the flags as they were before the instruction, whatever was compared since.
+fn compare_repeatedly(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    once: impl FnMut(&mut Cpu, &Insn, u64) -> Result<u64, Stop>,
+) -> Result<(), Stop> {
+    let before = cpu.flags;
+    repeat(cpu, insn, once, until(insn)).inspect_err(|stop| {
+        if *stop == Stop::Fault {
+            cpu.flags = before;
+        }
+    })
 }
 
 /// CMPS.
@@ -212,16 +228,18 @@ pub fn cmps(shape: &Shape) -> Option<Handler> {
 fn cmps_of<W: Width>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let once = |cpu: &mut Cpu, insn: &Insn, _: u64| {
         let size = u64::from(W::BITS / 8);
-        let (first, second) = (cpu.source(insn, size)?, cpu.destination(insn, size, false)?);
-        let a = cpu.load_linear::<W>(first)?;
+        // Processors read the second operand first, which shows where both fault.
+        let second = cpu.destination(insn, size, false)?;
         let b = cpu.load_linear::<W>(second)?;
+        let first = cpu.source(insn, size)?;
+        let a = cpu.load_linear::<W>(first)?;
         Cmp::apply(&mut cpu.flags, a, b);
         let step = cpu.step::<W>();
         cpu.advance(RSI, step, insn);
         cpu.advance(RDI, step, insn);
         Ok(1)
     };
-    repeat(cpu, insn, once, until(insn))
+    compare_repeatedly(cpu, insn, once)
 }
 
 /// What ends a repeated comparison: REPE while equal, REPNE while not.

@@ -294,6 +294,10 @@ impl Cpu {
     fn place_slow(&mut self, view: View, linear: u64, size: u64, access: Access) -> Result<Place, Stop> {
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
+        // All of it must be canonical before any of it is looked up.
+        if self.mode.is_64() && !self.mmu.paging.is_canonical(linear.wrapping_add(size - 1)) {
+            return Err(self.gp0());
+        }
         let first = self.target(view, linear, access)?;
         if view == View::UserAligned {
             self.check_alignment(linear, size)?;

@@ -4,7 +4,7 @@ use guest_memory::Offset;
 use iced_x86::{CodeSize, Instruction, Mnemonic};
 use x86::{Cr4, Exception, Vector};
 
-use super::{MemoryKind, MemoryUse, NativeFault, NativeInsn, StateClass};
+use super::{MemoryKind, MemoryUse, NativeFault, NativeInsn, StateClass, VectorRegisters};
 use crate::cpu::Cpu;
 use crate::insn::{Handler, Insn, Stop, flag};
 use crate::mmu::{Access, Place};
@@ -110,7 +110,10 @@ fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> 
         return Err(raise(cpu, NativeFault::X87Exception));
     }
     let linear = if insn.has(flag::CHECKED) {
-        checked_linear(cpu, insn, operand)?
+        match checked_linear(cpu, insn, operand) {
+            Ok(linear) => linear,
+            Err(stop) => return refused_store(cpu, &native, operand, flags, stop),
+        }
     } else {
         let linear = cpu.linear::<false>(insn, size)?;
         if operand.alignment > 1 && operand.is_misaligned(linear, &cpu.vector) {
@@ -146,7 +149,7 @@ fn checked_linear(cpu: &mut Cpu, insn: &Insn, operand: MemoryUse) -> Result<u64,
     }
     let touched = operand.touched(&cpu.vector) & operand.all_bytes();
     for at in (0..u64::from(operand.size).min(64)).filter(|at| touched >> at & 1 != 0) {
-        cpu.segmented(insn.segment, offset.wrapping_add(at), 1, operand.writes)?;
+        cpu.segmented(insn.segment, offset.wrapping_add(at) & 0xffff_ffff, 1, operand.writes)?;
     }
     Ok(linear)
 }
@@ -211,13 +214,14 @@ fn through_copy(
         return Ok(());
     }
     // Masked: only the touched bytes may fault; each is looked up alone.
+    let mask = if cpu.mode.is_64() { u64::MAX } else { 0xffff_ffff };
     let touched = operand.touched(&cpu.vector);
     let mut places: [Option<Place>; 64] = [None; 64];
     let mut copy = Copy([0; LARGEST]);
     for (at, slot) in
         places.iter_mut().enumerate().take(size.min(64)).filter(|(at, _)| touched >> at & 1 != 0)
     {
-        let place = cpu.place_for(linear.wrapping_add(at as u64), 1, access)?;
+        let place = cpu.place_for(linear.wrapping_add(at as u64) & mask, 1, access)?;
         if operand.reads {
             cpu.read_place(place, &mut copy.0[at..=at]);
         }
@@ -243,12 +247,9 @@ fn store_copy(
     linear: u64,
     size: usize,
 ) -> Result<(), Stop> {
-    const BEFORE_STORE: u16 = 0x1f;
     let before = cpu.vector.clone();
     let mut copy = Copy([0; LARGEST]);
-    call(cpu, native, flags, copy.0.as_mut_ptr())?;
-    let unmasked = cpu.vector.x87_status() & !cpu.vector.x87_control() & BEFORE_STORE;
-    if native.class == StateClass::X87 && unmasked != 0 && !before.x87_exception_pending() {
+    if !computes(cpu, native, flags, &mut copy)? {
         return Ok(());
     }
     match cpu.place_for(linear, size as u64, Access::Write) {
@@ -257,8 +258,47 @@ fn store_copy(
             Ok(())
         }
         Err(stop) => {
-            cpu.vector = before;
+            undo(cpu, before);
             Err(stop)
         }
     }
+}
+
+/// Computes what a store would write. Tells whether it is to be written.
+fn computes(cpu: &mut Cpu, native: &NativeInsn, flags: &mut u64, copy: &mut Copy) -> Result<bool, Stop> {
+    /// All but the inexact result.
+    const BEFORE_STORE: u16 = 0x1f;
+    let pending = cpu.vector.x87_exception_pending();
+    call(cpu, native, flags, copy.0.as_mut_ptr())?;
+    let unmasked = cpu.vector.x87_status() & !cpu.vector.x87_control() & BEFORE_STORE;
+    Ok(native.class != StateClass::X87 || unmasked == 0 || pending)
+}
+
+/// After the fault of a store: the registers as before; the flags in MXCSR stay.
+fn undo(cpu: &mut Cpu, before: Box<VectorRegisters>) {
+    let mxcsr = cpu.vector.mxcsr();
+    cpu.vector = before;
+    // What was there a moment ago has no reserved bits.
+    let _ = cpu.vector.set_mxcsr(mxcsr);
+}
+
+/// A segment refuses the operand: still a store's own exceptions go first.
+#[cold]
+fn refused_store(
+    cpu: &mut Cpu,
+    native: &NativeInsn,
+    operand: MemoryUse,
+    flags: &mut u64,
+    stop: Stop,
+) -> Result<(), Stop> {
+    if operand.reads || operand.kind != MemoryKind::Whole {
+        return Err(stop);
+    }
+    let (fault, before) = (cpu.fault, cpu.vector.clone());
+    if !computes(cpu, native, flags, &mut Copy([0; LARGEST]))? {
+        return Ok(());
+    }
+    undo(cpu, before);
+    cpu.fault = fault;
+    Err(stop)
 }

@@ -65,18 +65,22 @@ impl MemoryUse {
         let operand = (0..instruction.op_count()).find(|&i| is_memory(instruction.op_kind(i)))?;
         let access = info.op_access(operand);
         let size = instruction.memory_size().size() as u16;
+        let kind = kind(instruction, operand);
+        // A masked store that touches its whole operand (VEXTRACTF32X4) keeps what the mask leaves alone.
+        let keeps = kind == MemoryKind::Whole && instruction.op_mask() != Register::None;
         Some(Self {
             size,
             alignment: if needs_alignment(instruction) { size } else { 1 },
-            reads: matches!(
-                access,
-                OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-            ),
+            reads: keeps
+                || matches!(
+                    access,
+                    OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+                ),
             writes: matches!(
                 access,
                 OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
             ),
-            kind: kind(instruction, operand),
+            kind,
         })
     }
 

@@ -123,10 +123,10 @@ pub fn arpl_register(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 pub fn arpl_memory(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     cpu.check_protected()?;
     let other = cpu.registers.get(insn.r2) as u16;
-    let place = cpu.place::<u16>(insn)?;
-    let (selector, raised) = adjusted(cpu.load_place(place), other);
+    // The selector is read first, and only written where it changes.
+    let (selector, raised) = adjusted(cpu.load::<u16>(insn)?, other);
     if raised {
-        cpu.store_place(place, selector);
+        cpu.store(insn, selector)?;
     }
     cpu.flags.set_zf(raised);
     Ok(())
