@@ -1,6 +1,8 @@
 //! `cargo xtask`: the project's chores by one name. What each does is written where it is used: the checks in `.ci/run`, the
 //! benchmarks in `benches/`.
 
+mod fuzz_isa;
+
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -8,7 +10,9 @@ use anyhow::Context;
 
 const HELP: &str = "\
 cargo xtask check                  everything that must hold before a change lands: .ci/run
-cargo xtask bench [NAME [ARGS…]]   all benchmarks, or one: boot, interpreter, ledger";
+cargo xtask bench [NAME [ARGS…]]   all benchmarks, or one: boot, interpreter, ledger
+cargo xtask fuzz-isa [OPTIONS]     the software CPU against the host's processor, until they differ:
+                                   --seed N, --first N, --cases N, --mode 64|32|16";
 /// Each is a `[[bench]]` of the root crate, the quick ones first.
 const BENCHES: [&str; 3] = ["ledger", "interpreter", "boot"];
 
@@ -19,6 +23,7 @@ fn main() -> ExitCode {
         ["check"] => root().and_then(|root| run(&mut Command::new(root.join(".ci/run")))),
         ["bench"] => BENCHES.iter().try_for_each(|name| bench(name, &[])),
         ["bench", name, ref more @ ..] if BENCHES.contains(&name) => bench(name, more),
+        ["fuzz-isa", ref options @ ..] => fuzz_isa::run(options),
         [] | ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             return ExitCode::SUCCESS;

@@ -158,7 +158,10 @@ fn map(info: &OpCodeInfo) -> u8 {
 fn vvvv(info: &OpCodeInfo, random: &mut Random) -> u8 {
     use iced_x86::OpCodeOperandKind::*;
     let used = info.op_kinds().iter().any(|kind| {
-        matches!(kind, r32_vvvv | r64_vvvv | k_vvvv | xmm_vvvv | ymm_vvvv | zmm_vvvv | xmmp3_vvvv | zmmp3_vvvv)
+        matches!(
+            kind,
+            r32_vvvv | r64_vvvv | k_vvvv | xmm_vvvv | ymm_vvvv | zmm_vvvv | xmmp3_vvvv | zmmp3_vvvv
+        )
     });
     if used || random.one_in(60) { random.next() as u8 & 0xf } else { 0xf }
 }
@@ -204,11 +207,12 @@ fn evex(info: &OpCodeInfo, mode: Mode, random: &mut Random, out: &mut Writer) {
     out.push(0x62);
     out.push(high | map(info));
     out.push(u8::from(w(info, random)) << 7 | vvvv(info, random) << 3 | 4 | simd_prefix(info));
-    let broadcast = if info.can_broadcast() || info.can_use_rounding_control() || info.can_suppress_all_exceptions() {
-        random.one_in(3)
-    } else {
-        random.one_in(80)
-    };
+    let broadcast =
+        if info.can_broadcast() || info.can_use_rounding_control() || info.can_suppress_all_exceptions() {
+            random.one_in(3)
+        } else {
+            random.one_in(80)
+        };
     let mask = if info.can_use_op_mask_register() && random.one_in(2) || random.one_in(60) {
         random.next() as u8 & 7
     } else if info.require_op_mask_register() {

@@ -15,10 +15,12 @@ pub fn excluded(instruction: &Instruction, _mode: Mode) -> Option<&'static str> 
         In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => {
             "depends on the I/O permission bitmap, which is the kernel's"
         }
-        Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Cpuid | Rdpid => "has another result each time",
+        Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Cpuid | Rdpid | Lsl => {
+            "has another result each time (LSL tells the number of the processor that Linux keeps as a limit)"
+        }
         Xgetbv => "tells the state components that the kernel has switched on",
-        Xsave | Xsave64 | Xsavec | Xsavec64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 | Xsaves | Xsaves64
-        | Xrstors | Xrstors64 => "depends on which state the processor has noticed to be in use",
+        Xsave | Xsave64 | Xsavec | Xsavec64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 | Xsaves
+        | Xsaves64 | Xrstors | Xrstors64 => "depends on which state the processor has noticed to be in use",
         Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Fnstenv | Fnsave | Fstenv | Fsave => {
             "stores the pointers of the last x87 instruction, which are the host's"
         }
@@ -26,9 +28,8 @@ pub fn excluded(instruction: &Instruction, _mode: Mode) -> Option<&'static str> 
             "is a hint here: its faults are the host's affair"
         }
         Xbegin | Xend | Xabort | Xtest | Xsusldtrk | Xresldtrk => "is of transactions, which no model has",
-        Wrpkru | Rdpkru | Enqcmd | Enqcmds | Monitor | Mwait | Monitorx | Mwaitx | Umonitor | Umwait | Tpause => {
-            "is of a feature that no model has"
-        }
+        Wrpkru | Rdpkru | Enqcmd | Enqcmds | Monitor | Mwait | Monitorx | Mwaitx | Umonitor | Umwait
+        | Tpause => "is of a feature that no model has",
         Pause | Vmcall | Vmmcall | Vmfunc | Getsec => "is the hypervisor's affair on the host",
         _ => return None,
     })
@@ -36,7 +37,11 @@ pub fn excluded(instruction: &Instruction, _mode: Mode) -> Option<&'static str> 
 
 /// Whether bytes could enter the kernel however they are decoded: SYSCALL, SYSENTER and INT n are nowhere in them.
 pub fn may_enter_kernel(bytes: &[u8]) -> bool {
-    bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, _])) || bytes.last() == Some(&0xcd)
+    // VMCALL and its kin with odd prefixes are the hypervisor's affair.
+    let hypervisor = bytes.windows(3).any(|three| matches!(three, [0x0f, 0x01, 0xc0..=0xd9]));
+    hypervisor
+        || bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, _]))
+        || bytes.last() == Some(&0xcd)
 }
 
 /// What an outcome leaves to the processor's maker.
@@ -46,6 +51,14 @@ pub struct Loose {
     pub cr2: bool,
     /// Whether a masked access of no bytes faults: nothing is compared.
     pub all: bool,
+    /// Which of several faults goes first: of the parts of a frame or a far pointer.
+    pub order: bool,
+    /// The count and the flags of a repeated instruction that faults.
+    pub repeated: bool,
+    /// The data.
+    pub data: bool,
+    /// The vector registers.
+    pub vectors: bool,
     /// The x87 state: an MMX instruction that faults may have reset the top of the stack.
     pub x87: bool,
     /// Bits of MXCSR.
@@ -57,12 +70,48 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
     use Mnemonic::*;
     let mmx = (0..instruction.op_count()).any(|n| instruction.op_register(n).is_mm());
     Loose {
+        order: matches!(
+            instruction.mnemonic(),
+            Les | Lds
+                | Lss
+                | Lfs
+                | Lgs
+                | Iret
+                | Iretd
+                | Iretq
+                | Retf
+                | Enter
+                | Leave
+                | Bound
+                | Pusha
+                | Pushad
+                | Popa
+        ) || instruction.mnemonic() == Popad
+            || matches!(instruction.mnemonic(), Pop | Vcvtps2ph | INVALID)
+            || instruction.is_jmp_far_indirect()
+            || instruction.is_call_far_indirect()
+            || instruction.is_call_far(),
+        repeated: vector != crate::case::COMPLETED && instruction.is_string_instruction(),
         // The order in which a frame's parts are read.
-        cr2: matches!(instruction.mnemonic(), Iret | Iretd | Iretq | Retf),
+        cr2: matches!(instruction.mnemonic(), Iret | Iretd | Iretq | Retf)
+            // Of a masked operand.
+            || instruction.op_mask() != iced_x86::Register::None
+            || matches!(instruction.mnemonic(), Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq)
+            // Of a large one.
+            || matches!(instruction.mnemonic(), Frstor | Fldenv),
         // Of a masked store the first byte, or the first that is written; and its fault where none is.
         all: vector == 14 && matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu),
+        // Its 80 bits are stored in two parts, the first of which may stay.
+        data: vector == 14 && matches!(instruction.mnemonic(), Fbstp | Fstp),
+        // A gather that faults leaves more of its mask and destination than the manual says changed.
+        vectors: vector != crate::case::COMPLETED && instruction.is_vsib(),
         x87: mmx && vector != crate::case::COMPLETED,
         // With the overflow unmasked, whether the result would have been inexact with a larger exponent.
-        mxcsr: if vector == 19 { 1 << 5 } else { 0 },
+        mxcsr: match vector {
+            19 => 1 << 5,
+            // The exceptions of a conversion whose store then faults.
+            13 | 14 | 12 if instruction.mnemonic() == Vcvtps2ph => 0x3f,
+            _ => 0,
+        },
     }
 }

@@ -29,7 +29,8 @@ pub struct Generated {
 impl Generator {
     /// The sequence of a seed. `only` keeps the encodings that it accepts.
     pub fn new(seed: u64, only: impl Fn(Code) -> bool) -> Self {
-        let codes = Mode::ALL.map(|mode| encode::codes(mode).into_iter().filter(|&code| only(code)).collect());
+        let codes =
+            Mode::ALL.map(|mode| encode::codes(mode).into_iter().filter(|&code| only(code)).collect());
         Self { seed, codes }
     }
 
@@ -49,7 +50,13 @@ impl Generator {
         self.around(number, &bytes, mode, &mut random)
     }
 
-    fn around(&self, number: u64, bytes: &[u8; 32], mode: Mode, random: &mut Random) -> Result<Generated, &'static str> {
+    fn around(
+        &self,
+        number: u64,
+        bytes: &[u8; 32],
+        mode: Mode,
+        random: &mut Random,
+    ) -> Result<Generated, &'static str> {
         let mut decoder = Decoder::with_ip(mode.bits(), bytes, mode.rip(), DecoderOptions::NONE);
         let instruction = decoder.decode();
         let constants = decoder.get_constant_offsets(&instruction);
@@ -76,12 +83,17 @@ pub fn decode(case: &Case) -> Instruction {
     Decoder::with_ip(case.mode.bits(), case.code(), case.mode.rip(), DecoderOptions::NONE).decode()
 }
 
-/// A repeated instruction is traced after each turn, and one that loads SS after the next instruction.
+/// A repeated instruction is traced after each turn, a gather in lieu of its faults, and what loads SS after the next
+/// instruction.
 fn trap(instruction: &Instruction) -> Trap {
     let loads_ss = (0..instruction.op_count()).any(|n| instruction.op_register(n) == Register::SS)
         || instruction.mnemonic() == iced_x86::Mnemonic::Lss;
     let straight = instruction.flow_control() == FlowControl::Next && !instruction.is_invalid();
-    if straight && (instruction.is_string_instruction() || loads_ss) { Trap::Breakpoint } else { Trap::Step }
+    if straight && (instruction.is_string_instruction() || instruction.is_vsib() || loads_ss) {
+        Trap::Breakpoint
+    } else {
+        Trap::Step
+    }
 }
 
 /// Whether an instruction may have to do with x87 or vector registers.
@@ -90,8 +102,23 @@ pub fn uses_vector(instruction: &Instruction) -> bool {
     !instruction.cpuid_features().iter().all(|feature| {
         matches!(
             feature,
-            INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CMOV | CX8 | CMPXCHG16B | BMI1 | BMI2 | ADX
-                | POPCNT | LZCNT | MOVBE | MULTIBYTENOP | FSGSBASE
+            INTEL8086
+                | INTEL186
+                | INTEL286
+                | INTEL386
+                | INTEL486
+                | X64
+                | CMOV
+                | CX8
+                | CMPXCHG16B
+                | BMI1
+                | BMI2
+                | ADX
+                | POPCNT
+                | LZCNT
+                | MOVBE
+                | MULTIBYTENOP
+                | FSGSBASE
         )
     })
 }

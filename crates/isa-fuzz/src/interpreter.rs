@@ -149,7 +149,9 @@ impl Subject {
         let decoded = self.cpu.decode(rip, &bytes, 1, &mut insns);
         let mut outcome = Outcome::default();
         if let Some(insn) = insns.first_mut() {
-            if let Some((_, handler)) = self.replaced.filter(|(mnemonic, _)| *mnemonic as u16 == insn.mnemonic) {
+            if let Some((_, handler)) =
+                self.replaced.filter(|(mnemonic, _)| *mnemonic as u16 == insn.mnemonic)
+            {
                 insn.run = handler;
             }
             let insn = *insn;
@@ -199,7 +201,10 @@ impl Subject {
             }
         }
         let trace = if case.trap == Trap::Step { Flags::TF } else { Flags::empty() };
-        cpu.set_rflags(case.rflags | (trace | Flags::IF).bits(), CASE_FLAGS | Flags::TF | Flags::IF | Flags::NT | Flags::ID);
+        cpu.set_rflags(
+            case.rflags | (trace | Flags::IF).bits(),
+            CASE_FLAGS | Flags::TF | Flags::IF | Flags::NT | Flags::ID,
+        );
         if case.uses_vector {
             let mut state = VectorState(Box::new(case.area.0));
             state.0[512] = (cpu.xcr0 & 0xe7) as u8;
@@ -288,7 +293,10 @@ fn write_tables(memory: &GuestMemory) {
         put(4, entry, 0xe3);
     }
     layout::gdt().iter().enumerate().for_each(|(at, entry)| memory.store(GDT + 8 * at as u64, *entry));
-    layout::LDT.iter().enumerate().for_each(|(at, entry)| memory.store(LDT + 8 * at as u64, entry.descriptor()));
+    layout::LDT
+        .iter()
+        .enumerate()
+        .for_each(|(at, entry)| memory.store(LDT + 8 * at as u64, entry.descriptor()));
 }
 
 /// The vector that stands for no exception.

@@ -150,9 +150,34 @@ pub const STACK_SELECTORS: [u16; 9] =
     [local(2), local(2), local(3), local(12), local(7), local(5), local(6), local(13), USER_DATA];
 /// Selectors that an instruction may find in its operands.
 pub const ANY_SELECTORS: [u16; 28] = [
-    0, 1, 3, 0x10, 0x18, USER_CODE32, USER_DATA, USER_CODE64, 0x33, 0x43, 0x53, 0x7b, 0x8b, local(0), local(1),
-    local(2), local(3), local(4), local(5), local(6), local(8), local(9), local(10), local(12), local(14), local(15),
-    0x87, 0x14,
+    0,
+    1,
+    3,
+    0x10,
+    0x18,
+    USER_CODE32,
+    USER_DATA,
+    USER_CODE64,
+    0x33,
+    0x43,
+    0x53,
+    0x60,
+    0x8b,
+    local(0),
+    local(1),
+    local(2),
+    local(3),
+    local(4),
+    local(5),
+    local(6),
+    local(8),
+    local(9),
+    local(10),
+    local(12),
+    local(14),
+    local(15),
+    0x87,
+    0x14,
 ];
 
 impl Entry {
@@ -201,10 +226,16 @@ pub fn gdt() -> [u64; 16] {
 
 /// The base of the segment that a selector stands for, where it is a data segment of a process.
 pub fn base_of(selector: u16) -> u64 {
-    if selector & 4 != 0 { LDT.get(usize::from(selector >> 3)).map_or(0, |entry| u64::from(entry.base)) } else { 0 }
+    if selector & 4 != 0 {
+        LDT.get(usize::from(selector >> 3)).map_or(0, |entry| u64::from(entry.base))
+    } else {
+        0
+    }
 }
 
 /// What the data pages hold before a case's own bytes go in.
 pub fn pristine() -> Vec<u8> {
-    (0..ARENA_LEN).map(|at| (at as u32).wrapping_mul(0x9e37_79b1).to_be_bytes()[0] ^ (at >> 8) as u8).collect()
+    (0..ARENA_LEN)
+        .map(|at| (at as u32).wrapping_mul(0x9e37_79b1).to_be_bytes()[0] ^ (at >> 8) as u8)
+        .collect()
 }

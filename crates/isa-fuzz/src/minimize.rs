@@ -19,7 +19,9 @@ fn simpler(case: &Case) -> Vec<Case> {
     all.push(Case { bases: [0; 2], ..*case });
     all.push(Case { window: [0; WINDOW], ..*case });
     let plain = Case::default().area;
-    for (first, last) in [(0, 32), (32, 160), (160, 416), (576, 832), (1088, 1152), (1152, 1664), (1664, 2688)] {
+    for (first, last) in
+        [(0, 32), (32, 160), (160, 416), (576, 832), (1088, 1152), (1152, 1664), (1664, 2688)]
+    {
         let mut area = Area(case.area.0);
         area.0[first..last].copy_from_slice(&plain.0[first..last]);
         all.push(Case { area, ..*case });
@@ -60,6 +62,16 @@ impl std::fmt::Display for Mismatch {
         writeln!(f, "{code:?} {:02x?} in {}-bit code ({:?})", case.code(), case.mode.bits(), case.trap)?;
         writeln!(f, "  registers {:x?}", case.gprs)?;
         writeln!(f, "  flags {:x}, selectors {:x?}, bases {:x?}", case.rflags, case.selectors, case.bases)?;
+        let index = self.generated.instruction.memory_index();
+        if index.is_vector_register() {
+            let (number, area) = (index.number() & 15, &case.area.0);
+            writeln!(
+                f,
+                "  indices {:x?} {:x?}",
+                &area[160 + 16 * number..][..16],
+                &area[576 + 16 * number..][..16]
+            )?;
+        }
         write!(f, "{}", self.difference)
     }
 }

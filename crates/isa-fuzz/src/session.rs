@@ -29,7 +29,13 @@ pub struct Config {
 impl Config {
     /// All modes and encodings.
     pub fn new(seed: u64) -> Self {
-        Self { seed, modes: Mode::ALL.to_vec(), only: Box::new(|_| true), replaced: None, mismatches_of_each: 1 }
+        Self {
+            seed,
+            modes: Mode::ALL.to_vec(),
+            only: Box::new(|_| true),
+            replaced: None,
+            mismatches_of_each: 1,
+        }
     }
 }
 

@@ -113,7 +113,10 @@ pub fn run(setup: Setup, shared: *mut Shared) -> ! {
 /// Maps the arena and the code at their addresses, and all of it once more.
 unsafe fn map_pages(setup: &Setup) -> Option<*mut u8> {
     let len = ARENA_LEN + PAGE;
-    let (rw, fixed) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE);
+    let (rw, fixed) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE,
+    );
     // SAFETY: new mappings; the fixed ones refuse to replace anything.
     unsafe {
         let file = libc::memfd_create(c"cases".as_ptr(), 0);

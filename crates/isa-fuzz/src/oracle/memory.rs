@@ -13,7 +13,8 @@ pub struct SharedMemory<T> {
 impl<T> SharedMemory<T> {
     /// Maps it.
     pub fn new() -> Result<Self, OracleError> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        let (protection, flags) =
+            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
         // SAFETY: a new mapping, at an address of the kernel's choice.
         let at = unsafe { libc::mmap(null_mut(), size_of::<T>(), protection, flags, -1, 0) };
         match NonNull::new(at.cast::<T>()) {
