@@ -44,6 +44,8 @@ pub struct Msrs {
     pub spec_ctrl: u64,
     /// IA32_DEBUGCTL.
     pub debugctl: u64,
+    /// IA32_PKRS: the rights of supervisor pages' protection keys.
+    pub pkrs: u32,
     /// PAT and the MTRRs.
     pub memory_types: MemoryTypes,
     /// IA32_MCG_STATUS.
@@ -72,6 +74,7 @@ impl Msrs {
             misc_enable: MISC_ENABLE_RESET,
             spec_ctrl: 0,
             debugctl: 0,
+            pkrs: 0,
             memory_types: MemoryTypes::reset(),
             machine_check_status: 0,
             machine_check: [[0; 4]; MACHINE_CHECK_BANKS],

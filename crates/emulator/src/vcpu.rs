@@ -203,6 +203,7 @@ impl Cpu {
         self.stack_shadow = false;
         self.update_breakpoints();
         self.update_paging();
+        self.mmu.paging.pointers = self.read_directory_pointers(self.cr3);
     }
 
     /// The architectural state.

@@ -29,6 +29,7 @@ pub const IA32_MTRR_FIX4K_F8000: u32 = 0x26f;
 pub const IA32_PAT: u32 = 0x277;
 pub const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
+pub const IA32_PKRS: u32 = 0x6e1;
 /// The first of the x2APIC's registers: the xAPIC's offset divided by 16 is added to it.
 pub const X2APIC_BASE: u32 = 0x800;
 pub const X2APIC_LAST: u32 = 0x8ff;

@@ -43,6 +43,8 @@ impl CpuModel {
             (feature::DE, Cr4::DE),
             (feature::MCE, Cr4::MCE),
             (feature::UMIP, Cr4::UMIP),
+            (feature::LA57, Cr4::LA57),
+            (feature::PKS, Cr4::PKS),
             (feature::FSGSBASE, Cr4::FSGSBASE),
             (feature::PCID, Cr4::PCIDE),
             (feature::XSAVE, Cr4::OSXSAVE),

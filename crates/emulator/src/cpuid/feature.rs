@@ -144,6 +144,8 @@ features! {
 
     AVX512VBMI "avx512vbmi" Leaf7Ecx 1 Host;
     UMIP "umip" Leaf7Ecx 2 Ours;
+    LA57 "la57" Leaf7Ecx 16 Ours;
+    PKS "pks" Leaf7Ecx 31 Ours;
     AVX512_VBMI2 "avx512_vbmi2" Leaf7Ecx 6 Host;
     GFNI "gfni" Leaf7Ecx 8 Host;
     VAES "vaes" Leaf7Ecx 9 Host;
@@ -226,7 +228,6 @@ pub(super) const NOT_OFFERED: &[&str] = &[
     "ibt",
     "user_shstk",
     "tme",
-    "la57",
     "movdiri",
     "movdir64b",
     "enqcmd",

@@ -179,7 +179,7 @@ impl CpuModel {
 
     /// Bits of a linear address.
     pub fn linear_bits(&self) -> u32 {
-        48
+        if self.has(feature::LA57) { 57 } else { 48 }
     }
 
     /// All leaves, for an engine that wants a table: OSXSAVE is clear and the XSAVE sizes are those of reset. The

@@ -63,8 +63,7 @@ fn no_model_promises_what_the_cpu_does_not_implement() {
             assert_eq!(one[register] >> bit & 1, 0, "{} has {name}", model.name());
         }
         let seven = model.cpuid(&context(1), 7, 0);
-        let absent =
-            [(1, 2, "sgx"), (1, 4, "hle"), (1, 11, "rtm"), (1, 14, "mpx"), (2, 3, "pku"), (2, 16, "la57")];
+        let absent = [(1, 2, "sgx"), (1, 4, "hle"), (1, 11, "rtm"), (1, 14, "mpx"), (2, 3, "pku")];
         for (register, bit, name) in absent {
             assert_eq!(seven[register] >> bit & 1, 0, "{} has {name}", model.name());
         }
@@ -382,7 +381,7 @@ fn the_brand_string_names_the_model_and_ends() {
 fn control_bits_are_those_of_the_features() {
     let most = host(1).control_bits();
     assert!(most.contains(Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::FSGSBASE | Cr4::UMIP | Cr4::OSXSAVE));
-    assert!(!most.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::PKE | Cr4::LA57 | Cr4::CET));
+    assert!(!most.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::PKE | Cr4::CET));
     let least = CpuModel::parse("x86-64-v1", 1).unwrap().control_bits();
     assert!(!least.intersects(Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::FSGSBASE | Cr4::UMIP | Cr4::OSXSAVE));
     assert!(least.contains(Cr4::PAE | Cr4::PGE | Cr4::OSFXSR));
@@ -404,6 +403,12 @@ fn the_prefix_of_a_missing_instruction_is_ignored() {
         assert_eq!(decode(&old, bytes), without);
         assert_eq!(decode(&host(1), bytes), if host(1).has(feature) { with } else { without });
     }
+}
+
+#[test]
+fn max_is_another_name_of_the_host() {
+    let [host, max] = ["host,-avx", "max,-avx"].map(|text| CpuModel::parse(text, 1).unwrap());
+    assert_eq!((host.name(), host.features()), (max.name(), max.features()));
 }
 
 #[test]

@@ -124,11 +124,14 @@ impl Cpu {
                     return Err(self.gp0());
                 }
                 efer.insert(Efer::LMA);
-            } else if self.cr4.contains(Cr4::PAE) {
-                self.check_page_directory_pointers(self.cr3)?;
             }
         } else if !paging {
             efer.remove(Efer::LMA);
+        }
+        let loads_pointers = Cr0::PG | Cr0::CD | Cr0::NW;
+        let pae = paging && !efer.contains(Efer::LMA) && self.cr4.contains(Cr4::PAE);
+        if pae && old.symmetric_difference(new).intersects(loads_pointers) {
+            self.load_directory_pointers(self.cr3)?;
         }
         self.cr0 = new;
         self.efer = efer;
@@ -148,7 +151,7 @@ impl Cpu {
             return Err(self.gp0());
         }
         if self.paging_enabled() && !self.is_long() && self.cr4.contains(Cr4::PAE) {
-            self.check_page_directory_pointers(value)?;
+            self.load_directory_pointers(value)?;
         }
         self.cr3 = value;
         self.switch_address_space(keep);
@@ -164,7 +167,7 @@ impl Cpu {
         let long = self.is_long();
         let enables_pcids = new.contains(Cr4::PCIDE) && !old.contains(Cr4::PCIDE);
         if !self.wires.model.control_bits().contains(new)
-            || long && !new.contains(Cr4::PAE)
+            || long && (!new.contains(Cr4::PAE) || (old ^ new).contains(Cr4::LA57))
             || enables_pcids && (!long || self.cr3 & 0xfff != 0)
         {
             return Err(self.gp0());
@@ -172,11 +175,11 @@ impl Cpu {
         let loads_pointers = Cr4::PAE | Cr4::PSE | Cr4::PGE | Cr4::SMEP;
         let changed = old.symmetric_difference(new);
         if self.paging_enabled() && !long && new.contains(Cr4::PAE) && changed.intersects(loads_pointers) {
-            self.check_page_directory_pointers(self.cr3)?;
+            self.load_directory_pointers(self.cr3)?;
         }
         self.cr4 = new;
         self.update_breakpoints();
-        self.after_change(changed.intersects(loads_pointers | Cr4::PCIDE | Cr4::SMAP | Cr4::LA57 | Cr4::PKE));
+        self.after_change(changed.intersects(loads_pointers | Cr4::PCIDE | Cr4::SMAP | Cr4::LA57 | Cr4::PKS));
         Ok(())
     }
 
@@ -189,16 +192,16 @@ impl Cpu {
         }
     }
 
-    /// The four topmost entries of PAE paging, which loads of CR3 check. SDM vol. 3, *PAE Paging*.
-    fn check_page_directory_pointers(&mut self, cr3: u64) -> Result<(), Stop> {
+    /// Loads the four topmost entries of PAE paging, as loads of CR3 do and changes of how paging works.
+    /// SDM vol. 3, *PAE Paging*.
+    fn load_directory_pointers(&mut self, cr3: u64) -> Result<(), Stop> {
         let address_bits = (1 << self.wires.model.physical_bits()) - 1;
         let allowed = address_bits & !0xfff | (Entry::P | Entry::PWT | Entry::PCD).bits() | 0xe00;
-        for n in 0..4 {
-            let entry = self.memory.load_physical::<u64>((cr3 & 0xffff_ffe0) + 8 * n).unwrap_or(u64::MAX);
-            if entry & Entry::P.bits() != 0 && entry & !allowed != 0 {
-                return Err(self.gp0());
-            }
+        let pointers = self.read_directory_pointers(cr3);
+        if pointers.iter().any(|&entry| entry & Entry::P.bits() != 0 && entry & !allowed != 0) {
+            return Err(self.gp0());
         }
+        self.mmu.paging.pointers = pointers;
         Ok(())
     }
 }

@@ -108,6 +108,7 @@ impl Cpu {
             msr::IA32_SYSENTER_EIP => msrs.sysenter_eip,
             msr::IA32_MISC_ENABLE => msrs.misc_enable,
             msr::IA32_DEBUGCTL => msrs.debugctl,
+            msr::IA32_PKRS => self.has(feature::PKS).map(|()| u64::from(msrs.pkrs))?,
             msr::IA32_FEATURE_CONTROL => FEATURE_CONTROL_LOCKED,
             msr::IA32_PLATFORM_ID | SMI_COUNT => 0,
             msr::IA32_BIOS_SIGN_ID => MICROCODE_REVISION << 32,
@@ -166,6 +167,11 @@ impl Cpu {
             }
             // LBR and BTF.
             msr::IA32_DEBUGCTL => self.msrs.debugctl = fits(value, 3)?,
+            msr::IA32_PKRS => {
+                self.has(feature::PKS)?;
+                self.msrs.pkrs = fits(value, 0xffff_ffff)? as u32;
+                self.update_paging();
+            }
             // Software clears the revision, asks CPUID, and reads it: that it is always there does no harm.
             msr::IA32_BIOS_SIGN_ID | BIOS_UPDATE_TRIGGER => {}
             msr::IA32_MCG_STATUS => self.msrs.machine_check_status = fits(value, 7)?,
@@ -330,7 +336,7 @@ impl Cpu {
 
 /// What is saved, in the order of restoring: the counter before its adjustment and before the deadline, the local
 /// APIC's own registers by the local APIC.
-const SAVED: [u32; 18] = [
+const SAVED: [u32; 19] = [
     msr::IA32_TSC,
     msr::IA32_TSC_ADJUST,
     msr::IA32_TSC_AUX,
@@ -344,6 +350,7 @@ const SAVED: [u32; 18] = [
     msr::IA32_SYSENTER_EIP,
     msr::IA32_MISC_ENABLE,
     msr::IA32_DEBUGCTL,
+    msr::IA32_PKRS,
     msr::IA32_SPEC_CTRL,
     msr::IA32_MCG_STATUS,
     msr::KVM_SYSTEM_TIME_NEW,

@@ -203,7 +203,9 @@ pub fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let (present, layout) = (bytes_at(&image, LEGACY), bytes_at(&image, LEGACY + 8));
     let compact = layout & COMPACTED != 0;
     let valid = if compact {
-        layout & !COMPACTED & !cpu.xcr0 == 0 && present & !layout == 0
+        cpu.wires.model.has(crate::cpuid::feature::XSAVEC)
+            && layout & !COMPACTED & !cpu.xcr0 == 0
+            && present & !layout == 0
     } else {
         present & !cpu.xcr0 == 0 && layout == 0
     };

@@ -7,7 +7,7 @@ mod walk;
 
 pub use access::{Place, Target};
 pub use tlb::{ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE, Tlb};
-pub use walk::{Paging, Translation};
+pub use walk::{Format, Paging, Translation};
 
 use guest_memory::Offset;
 use x86::{Cr0, Cr4, Efer};
@@ -87,8 +87,14 @@ impl Default for Mmu {
 impl Cpu {
     /// Follows a change of CR0, CR3, CR4 or EFER that may change translations: all cached ones are dropped.
     pub fn update_paging(&mut self) {
+        let old = self.mmu.paging;
         self.mmu.paging =
             Paging::new(self.cr0, self.cr3, self.cr4, self.efer, self.wires.model.physical_bits());
+        self.mmu.paging.supervisor_keys = self.cr4.contains(Cr4::PKS).then_some(self.msrs.pkrs);
+        self.mmu.paging.pointers = old.pointers;
+        if self.mmu.paging.format == Format::Pae && old.format != Format::Pae {
+            self.mmu.paging.pointers = self.read_directory_pointers(self.cr3);
+        }
         self.mmu.tlb.flush_all();
         self.mmu.tlb.switch(self.pcid(), true);
         self.update_mode();
@@ -103,6 +109,13 @@ impl Cpu {
     /// The present process-context identifier; 0 while they are off.
     fn pcid(&self) -> u16 {
         if self.cr4.contains(Cr4::PCIDE) { (self.cr3 & 0xfff) as u16 } else { 0 }
+    }
+
+    /// The four topmost entries of PAE paging as they stand in memory. Where no RAM is they are all ones.
+    pub(crate) fn read_directory_pointers(&self, cr3: u64) -> [u64; 4] {
+        let entry =
+            |n: u64| self.memory.load_physical::<u64>((cr3 & 0xffff_ffe0) + 8 * n).unwrap_or(u64::MAX);
+        [entry(0), entry(1), entry(2), entry(3)]
     }
 
     /// Whether paging is on.

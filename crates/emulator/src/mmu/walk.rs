@@ -32,6 +32,10 @@ pub struct Paging {
     pub smap: bool,
     /// CR0.AM.
     pub alignment_mask: bool,
+    /// The four topmost entries of PAE paging, as the last load of CR3 or change of paging found them.
+    pub pointers: [u64; 4],
+    /// IA32_PKRS with CR4.PKS: two bits for each key of supervisor pages.
+    pub supervisor_keys: Option<u32>,
     smep: bool,
     write_protect: bool,
     execute_disable: bool,
@@ -61,6 +65,15 @@ struct Rights {
     write: bool,
     user: bool,
     execute: bool,
+    /// What the page's protection key forbids.
+    key: KeyRights,
+}
+
+/// The two bits of a protection key's rights.
+#[derive(Clone, Copy, Debug, Default)]
+struct KeyRights {
+    access_disabled: bool,
+    write_disabled: bool,
 }
 
 /// An entry and where it stands.
@@ -87,6 +100,8 @@ impl Paging {
             root: cr3,
             smap: cr4.contains(Cr4::SMAP),
             alignment_mask: cr0.contains(Cr0::AM),
+            pointers: [0; 4],
+            supervisor_keys: None,
             smep: cr4.contains(Cr4::SMEP),
             write_protect: cr0.contains(Cr0::WP),
             execute_disable: efer.contains(Efer::NXE),
@@ -133,21 +148,22 @@ impl Paging {
             Format::Pae => (3, true),
             Format::Levels(levels) => (levels, true),
         };
-        let mut rights = Rights { write: true, user: true, execute: true };
-        let mut table = if self.format == Format::Pae {
-            self.root & 0xffff_ffe0
-        } else {
-            self.root & self.table_mask(wide)
-        };
+        let mut rights = Rights { write: true, user: true, execute: true, key: KeyRights::default() };
+        let mut table = self.root & self.table_mask(wide);
         for level in (1..=levels).rev() {
-            let slot = Self::slot(memory, table, linear, level, wide);
+            let pdpte = self.format == Format::Pae && level == 3;
+            let slot = if pdpte {
+                Slot { entry: self.pointers[(linear >> 30 & 3) as usize], address: 0, wide }
+            } else {
+                Self::slot(memory, table, linear, level, wide)
+            };
             let entry = Entry::from_bits_retain(slot.entry);
             if !entry.contains(Entry::P) {
                 return Err(fault(PageFaultCode::empty()));
             }
-            let pdpte = self.format == Format::Pae && level == 3;
             let leaf = level == 1 || !pdpte && self.is_large(entry, level, wide);
-            if self.has_reserved_bits(slot.entry, level, leaf, wide, pdpte) {
+            // Those of PAE's topmost entries were checked when they were loaded.
+            if !pdpte && self.has_reserved_bits(slot.entry, level, leaf, wide) {
                 return Err(fault(PageFaultCode::PRESENT | PageFaultCode::RESERVED));
             }
             if !pdpte {
@@ -156,8 +172,11 @@ impl Paging {
                 rights.execute &= !(wide && self.execute_disable && entry.contains(Entry::XD));
             }
             if leaf {
+                rights.key = self.key_rights(slot.entry, rights.user);
                 if !self.allows(rights, access, view) {
-                    return Err(fault(PageFaultCode::PRESENT));
+                    let mut code = PageFaultCode::PRESENT;
+                    code.set(PageFaultCode::KEY, !self.key_allows(rights, access));
+                    return Err(fault(code));
                 }
                 let dirty = if access == Access::Write { Entry::A | Entry::D } else { Entry::A };
                 if !set_flags(memory, &slot, dirty) {
@@ -227,12 +246,9 @@ impl Paging {
             }
     }
 
-    fn has_reserved_bits(&self, entry: u64, level: u8, leaf: bool, wide: bool, pdpte: bool) -> bool {
+    fn has_reserved_bits(&self, entry: u64, level: u8, leaf: bool, wide: bool) -> bool {
         if !wide {
             return leaf && level == 2 && entry & 1 << 21 != 0;
-        }
-        if pdpte {
-            return entry & (self.reserved | 0xfff0_0000_0000_01e6) != 0;
         }
         let mut reserved = self.reserved;
         if !self.execute_disable {
@@ -255,9 +271,30 @@ impl Paging {
         if wide { x86::paging::ADDRESS_MASK } else { 0xffff_f000 }
     }
 
+    /// The rights of a leaf's protection key: supervisor pages of 4-level and 5-level paging have some with CR4.PKS.
+    fn key_rights(&self, entry: u64, user: bool) -> KeyRights {
+        match (self.format, self.supervisor_keys) {
+            (Format::Levels(_), Some(keys)) if !user => {
+                let rights = keys >> (2 * (entry >> 59 & 15));
+                KeyRights { access_disabled: rights & 1 != 0, write_disabled: rights & 2 != 0 }
+            }
+            _ => KeyRights::default(),
+        }
+    }
+
+    fn key_allows(&self, rights: Rights, access: Access) -> bool {
+        match access {
+            Access::Read => !rights.key.access_disabled,
+            Access::Write => {
+                !rights.key.access_disabled && !(rights.key.write_disabled && self.write_protect)
+            }
+            Access::Fetch => true,
+        }
+    }
+
     fn allows(&self, rights: Rights, access: Access, view: View) -> bool {
         let user_view = view.is_user();
-        if user_view && !rights.user {
+        if user_view && !rights.user || !self.key_allows(rights, access) {
             return false;
         }
         match access {

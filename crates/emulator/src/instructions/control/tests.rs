@@ -83,7 +83,7 @@ fn process_contexts_want_long_mode_and_context_zero() {
 #[test]
 fn cr4_has_no_bits_of_absent_features() {
     let mut cpu = long();
-    for bit in [Cr4::VMXE, Cr4::SMXE, Cr4::CET, Cr4::LA57, Cr4::PKS] {
+    for bit in [Cr4::VMXE, Cr4::SMXE, Cr4::CET, Cr4::PKE] {
         let value = (cpu.cr4 | bit).bits();
         assert_eq!(with_rax(&mut cpu, value, &MOV_CR4_RAX), Err(Exception::gp(0)), "{bit:?}");
     }
@@ -244,4 +244,82 @@ fn invlpg_and_invpcid_accept_what_they_should() {
     put(&cpu, 0x5000, 5u64);
     cpu.registers.set(1, 1);
     assert_eq!(run(&mut cpu, &invpcid), Err(Exception::gp(0)), "a PCID without CR4.PCIDE");
+}
+
+#[test]
+fn pae_paging_keeps_its_topmost_entries_until_cr3_is_loaded() {
+    let mut cpu = protected();
+    // One to one with 2-MiB pages, and a second directory that maps the first 2 MiB to the next.
+    for (directory, first) in [(0x1_1000u64, 0x83u64), (0x1_2000, 0x20_0083)] {
+        put(&cpu, directory, first);
+        put(&cpu, directory + 8, 0x20_0083u64);
+    }
+    put(&cpu, 0x1_0000, 0x1_1001u64);
+    for n in 1..4 {
+        put(&cpu, 0x1_0000 + 8 * n, 0u64);
+    }
+    with_rax(&mut cpu, Cr4::PAE.bits(), &MOV_CR4_RAX).unwrap();
+    with_rax(&mut cpu, 0x1_0000, &MOV_CR3_RAX).unwrap();
+    let paged = (cpu.cr0 | Cr0::PG).bits();
+    with_rax(&mut cpu, paged, &MOV_CR0_RAX).unwrap();
+    put(&cpu, 0x8_0000, 1u8);
+    put(&cpu, 0x28_0000, 2u8);
+    assert_eq!(cpu.load_linear::<u8>(0x8_0000), Ok(1));
+    put(&cpu, 0x1_0000, 0x1_2001u64);
+    cpu.mmu.tlb.flush_all();
+    assert_eq!(cpu.load_linear::<u8>(0x8_0000), Ok(1), "memory is not looked at again");
+    with_rax(&mut cpu, 0x1_0000, &MOV_CR3_RAX).unwrap();
+    assert_eq!(cpu.load_linear::<u8>(0x8_0000), Ok(2));
+    put(&cpu, 0x1_0000, 0x1_1003u64);
+    assert_eq!(with_rax(&mut cpu, 0x1_0000, &MOV_CR3_RAX), Err(Exception::gp(0)), "a reserved bit");
+    assert_eq!(cpu.load_linear::<u8>(0x8_0000), Ok(2));
+}
+
+/// The error code of the last fault.
+fn cpu_fault(cpu: &mut Cpu) -> Option<u32> {
+    cpu.fault.take().and_then(|fault| fault.error_code)
+}
+
+#[test]
+fn supervisor_pages_obey_their_protection_key() {
+    const PKRS: u32 = 0x6e1;
+    let mut cpu = long();
+    // The page from 2 MiB on is the supervisor's, with key 3.
+    put(&cpu, TABLES + 0x2008, 0x20_0083u64 | 3 << 59);
+    let address = 0x20_1000;
+    let try_both = |cpu: &mut Cpu| {
+        let read = cpu.load_linear::<u8>(address).is_err().then(|| cpu_fault(cpu)).flatten();
+        let write = cpu.store_linear(address, 1u8).is_err().then(|| cpu_fault(cpu)).flatten();
+        (read, write)
+    };
+    let with_keys = (cpu.cr4 | Cr4::PKS).bits();
+    with_rax(&mut cpu, with_keys, &MOV_CR4_RAX).unwrap();
+    assert_eq!(try_both(&mut cpu), (None, None));
+    cpu.write_msr(PKRS, 2 << 6).unwrap();
+    assert_eq!(try_both(&mut cpu), (None, Some(0x23)), "writes are disabled");
+    cpu.write_msr(PKRS, 1 << 6).unwrap();
+    assert_eq!(try_both(&mut cpu), (Some(0x21), Some(0x23)), "all accesses are");
+    cpu.write_msr(PKRS, 3 << 8).unwrap();
+    assert_eq!(try_both(&mut cpu), (None, None), "another key");
+    assert!(cpu.write_msr(PKRS, 1 << 32).is_err());
+}
+
+#[test]
+fn five_level_paging_translates_57_bits_and_is_chosen_outside_long_mode() {
+    let mut cpu = long();
+    let toggled = (cpu.cr4 | Cr4::LA57).bits();
+    assert_eq!(with_rax(&mut cpu, toggled, &MOV_CR4_RAX), Err(Exception::gp(0)));
+    // A fifth level whose entry 1 leads to the same tables as entry 0.
+    put(&cpu, 0x7000, TABLES + 7);
+    put(&cpu, 0x7008, TABLES + 7);
+    cpu.cr4.insert(Cr4::LA57);
+    cpu.cr3 = 0x7000;
+    cpu.update_paging();
+    put(&cpu, 0x5000, 0x77u8);
+    assert_eq!(cpu.load_linear::<u8>(1 << 48 | 0x5000), Ok(0x77));
+    assert_eq!(get::<u64>(&cpu, 0x7008) & 0x20, 0x20, "accessed");
+    assert!(cpu.load_linear::<u8>(1 << 57).is_err());
+    assert_eq!(cpu.fault.take().map(|f| f.vector), Some(Vector::GeneralProtection));
+    assert!(cpu.load_linear::<u8>(1 << 56 | !0 << 57).is_err());
+    assert_eq!(cpu.fault.take().map(|f| f.vector), Some(Vector::PageFault), "canonical, but not mapped");
 }
