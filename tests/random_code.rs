@@ -122,3 +122,16 @@ fn random_bytes_in_protected_mode_end_with_a_name() {
 fn random_bytes_in_64_bit_mode_end_with_a_name() {
     ends_with_a_name(trials::long, 3000);
 }
+
+/// More rounds than it takes for code to be translated.
+const MANY: u32 = 40;
+
+#[test]
+fn random_bytes_that_become_hot_end_with_a_name() {
+    ends_with_a_name(|pieces| trials::long_again(pieces, MANY, 0x100_0000), 400);
+}
+
+#[test]
+fn random_bytes_that_overwrite_each_other_end_with_a_name() {
+    ends_with_a_name(|pieces| trials::long_again(pieces, MANY, trials::PIECES), 400);
+}
