@@ -100,7 +100,8 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
             // Of a large one.
             || matches!(instruction.mnemonic(), Frstor | Fldenv),
         // Of a masked store the first byte, or the first that is written; and its fault where none is.
-        all: vector == 14 && matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu),
+        all: vector != crate::case::COMPLETED
+            && matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu),
         // Its 80 bits are stored in two parts, the first of which may stay.
         data: vector == 14 && matches!(instruction.mnemonic(), Fbstp | Fstp),
         // A gather that faults leaves more of its mask and destination than the manual says changed.
