@@ -19,6 +19,9 @@ mod sealed {
         /// # Safety
         /// `at` is mapped and writable for the scalar's width.
         unsafe fn compare_exchange(at: *mut u8, expected: Self, new: Self) -> Self;
+        /// # Safety
+        /// `to` is mapped and writable for `count` scalars.
+        unsafe fn fill(to: *mut u8, value: Self, count: usize);
     }
 }
 
@@ -26,7 +29,7 @@ mod sealed {
 pub trait Scalar: sealed::Sealed {}
 
 macro_rules! scalar {
-    ($type:ty, $class:ident, $accumulator:tt, $load:literal, $store:literal, $exchange:literal) => {
+    ($type:ty, $class:ident, $accumulator:tt, $load:literal, $store:literal, $exchange:literal, $fill:literal) => {
         impl Scalar for $type {}
         impl sealed::Sealed for $type {
             #[inline(always)]
@@ -55,6 +58,14 @@ macro_rules! scalar {
                 }
                 held
             }
+            #[inline]
+            unsafe fn fill(to: *mut u8, value: Self, count: usize) {
+                // SAFETY: writable by the caller's promise; the direction flag is clear in Rust code.
+                unsafe {
+                    asm!($fill, in($accumulator) value, inout("rdi") to => _, inout("rcx") count => _,
+                        options(nostack, preserves_flags));
+                }
+            }
         }
     };
 }
@@ -65,7 +76,8 @@ scalar!(
     "al",
     "mov {0}, byte ptr [{1}]",
     "mov byte ptr [{0}], {1}",
-    "lock cmpxchg byte ptr [{0}], {1}"
+    "lock cmpxchg byte ptr [{0}], {1}",
+    "rep stosb"
 );
 scalar!(
     u16,
@@ -73,7 +85,8 @@ scalar!(
     "ax",
     "mov {0:x}, word ptr [{1}]",
     "mov word ptr [{0}], {1:x}",
-    "lock cmpxchg word ptr [{0}], {1:x}"
+    "lock cmpxchg word ptr [{0}], {1:x}",
+    "rep stosw"
 );
 scalar!(
     u32,
@@ -81,7 +94,8 @@ scalar!(
     "eax",
     "mov {0:e}, dword ptr [{1}]",
     "mov dword ptr [{0}], {1:e}",
-    "lock cmpxchg dword ptr [{0}], {1:e}"
+    "lock cmpxchg dword ptr [{0}], {1:e}",
+    "rep stosd"
 );
 scalar!(
     u64,
@@ -89,7 +103,8 @@ scalar!(
     "rax",
     "mov {0:r}, qword ptr [{1}]",
     "mov qword ptr [{0}], {1:r}",
-    "lock cmpxchg qword ptr [{0}], {1:r}"
+    "lock cmpxchg qword ptr [{0}], {1:r}",
+    "rep stosq"
 );
 
 /// The host mapping behind all of the RAM.
@@ -199,6 +214,12 @@ impl Mapping {
             asm!("rep movsb", inout("rcx") data.len() => _, inout("rsi") data.as_ptr() => _,
                 inout("rdi") to => _, options(nostack, preserves_flags));
         }
+    }
+
+    pub(crate) fn fill<T: Scalar>(&self, offset: Offset, value: T, count: u64) {
+        let len = count.checked_mul(size_of::<T>() as u64).unwrap_or(u64::MAX);
+        // SAFETY: `at` checked the range.
+        unsafe { T::fill(self.at(offset, len), value, count as usize) }
     }
 
     pub(crate) fn copy_forward(&self, from: Offset, to: Offset, len: u64) {

@@ -231,9 +231,7 @@ impl GuestMemory {
     /// # Panics
     /// Where the values do not lie within the RAM.
     pub fn fill<T: Scalar>(&self, offset: Offset, value: T, count: u64) {
-        for i in 0..count {
-            self.store(offset + i * size_of::<T>() as u64, value);
-        }
+        self.ram.mapping.fill(offset, value, count);
     }
 
     /// Reads a scalar at a guest-physical address, as a page walk does. The scalar must not cross a page.
@@ -321,6 +319,15 @@ mod tests {
     #[should_panic(expected = "outside the RAM")]
     fn a_scalar_past_the_end_panics_instead_of_reaching_the_host() {
         split().load::<u64>(0xd0000 - 4);
+    }
+
+    #[test]
+    fn a_fill_stores_each_scalar_and_nothing_else() {
+        let memory = split();
+        memory.fill::<u32>(3, 0x0102_0304, 3);
+        let mut bytes = [0; 17];
+        memory.read_bytes(1, &mut bytes);
+        assert_eq!(bytes, [0, 0, 4, 3, 2, 1, 4, 3, 2, 1, 4, 3, 2, 1, 0, 0, 0]);
     }
 
     #[test]
