@@ -98,6 +98,11 @@ impl Interpreter {
         self.cpu.shadow || self.cpu.system_flags.intersects(Flags::TF | Flags::RF)
     }
 
+    /// Whether there is anything for [`Interpreter::boundary`] that the attention word does not tell.
+    pub(crate) fn has_more_to_look_at(&self) -> bool {
+        self.interrupt_waits && self.cpu.system_flags.contains(Flags::IF) || self.steps_alone()
+    }
+
     /// Blocks after blocks, until there is something to look at.
     fn free_run(&mut self) -> Leave {
         loop {
@@ -204,7 +209,8 @@ impl Interpreter {
         let handed_on = HANDED_ON.iter().any(|&m| m as u16 == insn.mnemonic)
             && !self.cpu.system_flags.contains(Flags::TF);
         let branches_only = self.cpu.msrs.debugctl & DEBUGCTL_BTF != 0;
-        if !handed_on && !self.cpu.stack_shadow && !(branches_only && self.cpu.rip == next) {
+        let held_off = handed_on || self.cpu.stack_shadow || branches_only && self.cpu.rip == next;
+        if !held_off {
             self.cpu.debug_traps |= DR6_STEP;
         }
     }
@@ -398,7 +404,7 @@ impl Interpreter {
 
     /// Everything that finding a block by its address depends on.
     #[inline(always)]
-    fn regime(&self) -> Regime {
+    pub(crate) fn regime(&self) -> Regime {
         // Outside 64-bit mode the same RIP is another place in another code segment.
         (u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16) ^ self.cpu.bases[1] << 32
     }
@@ -428,13 +434,18 @@ impl Interpreter {
 
     fn refresh(&mut self, number: u32, offset: Offset) -> bool {
         let generation = self.mark_code(offset);
+        let marks = self.cpu.memory.marks();
+        let state = marks.state(offset);
+        // Someone may have written to it since it was marked.
+        let marked = marks.generation(offset) == generation;
         let same = self.blocks.refresh(number, &self.cpu.memory, [generation, 0]);
         let block = self.blocks.get(number);
         if same
+            && marked
             && block.code != 0
             && let Some(jit) = &mut self.jit
         {
-            jit.expect(block.state_at, self.cpu.memory.marks().state(offset));
+            jit.expect(block.state_at, state);
         }
         same
     }

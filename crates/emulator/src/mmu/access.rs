@@ -274,7 +274,7 @@ impl Cpu {
 
     /// Makes #GP(0) for a non-canonical address #SS(0) where `insn` reached it through the stack segment: with RSP or
     /// RBP as its base, or by a push or pop.
-    pub(crate) fn refine_fault(&mut self, insn: &Insn) {
+    pub fn refine_fault(&mut self, insn: &Insn) {
         let Some(fault) = self.fault.filter(|f| f.vector == Vector::GeneralProtection && f.address != 0)
         else {
             return;
@@ -295,8 +295,9 @@ impl Cpu {
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
         // All of it must be canonical before any of it is looked up.
-        if self.mode.is_64() && !self.mmu.paging.is_canonical(linear.wrapping_add(size - 1)) {
-            return Err(self.gp0());
+        let last = linear.wrapping_add(size - 1);
+        if self.mode.is_64() && !self.mmu.paging.is_canonical(last) {
+            return Err(self.raise(Exception { address: last, ..Exception::gp(0) }));
         }
         let first = self.target(view, linear, access)?;
         if view == View::UserAligned {

@@ -286,7 +286,8 @@ impl Paging {
         match access {
             Access::Read => !rights.key.access_disabled,
             Access::Write => {
-                !rights.key.access_disabled && !(rights.key.write_disabled && self.write_protect)
+                let write_disabled = rights.key.write_disabled && self.write_protect;
+                !(rights.key.access_disabled || write_disabled)
             }
             Access::Fetch => true,
         }
