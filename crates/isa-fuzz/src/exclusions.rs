@@ -53,8 +53,11 @@ pub struct Loose {
     pub all: bool,
     /// Which of several faults goes first: of the parts of a frame or a far pointer.
     pub order: bool,
-    /// The count and the flags of a repeated instruction that faults.
+    /// The flags of a repeated instruction that faults.
     pub repeated: bool,
+    /// The upper halves of the count and the index registers of a repeated instruction with 32-bit addresses in 64-bit
+    /// mode: whether they are cleared where nothing was done yet.
+    pub halves: bool,
     /// The data.
     pub data: bool,
     /// The vector registers.
@@ -87,11 +90,15 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
                 | Pushad
                 | Popa
         ) || instruction.mnemonic() == Popad
-            || matches!(instruction.mnemonic(), Pop | Vcvtps2ph | INVALID)
+            || matches!(instruction.mnemonic(), Pop | Vcvtps2ph | Frstor | Fldenv | INVALID)
             || instruction.is_jmp_far_indirect()
             || instruction.is_call_far_indirect()
             || instruction.is_call_far(),
         repeated: vector != crate::case::COMPLETED && instruction.is_string_instruction(),
+        halves: (0..instruction.op_count()).any(|n| {
+            use iced_x86::OpKind::*;
+            matches!(instruction.op_kind(n), MemorySegESI | MemorySegEDI | MemoryESEDI)
+        }),
         // The order in which a frame's parts are read.
         cr2: matches!(instruction.mnemonic(), Iret | Iretd | Iretq | Retf)
             // Of a masked operand.

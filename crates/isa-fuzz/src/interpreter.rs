@@ -165,6 +165,7 @@ impl Subject {
                 repeats += 1;
                 result = (insn.run)(&mut self.cpu, &insn);
             }
+            self.cpu.refine_fault(&insn);
             if let (Err(Stop::Fault), Some(fault)) = (result, self.cpu.fault.take()) {
                 self.cpu.rip = rip;
                 outcome.vector = fault.vector as u8;

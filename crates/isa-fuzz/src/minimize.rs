@@ -4,6 +4,7 @@ use crate::case::{Area, Case, WINDOW};
 use crate::compare::difference;
 use crate::generate::Generated;
 use crate::interpreter::Subject;
+use crate::layout;
 use crate::oracle::{Oracle, OracleError};
 use crate::session::Mismatch;
 
@@ -71,6 +72,9 @@ impl std::fmt::Display for Mismatch {
                 &area[160 + 16 * number..][..16],
                 &area[576 + 16 * number..][..16]
             )?;
+        }
+        if case.window != [0; WINDOW] {
+            writeln!(f, "  data at {:#x}: {:02x?}", layout::ARENA + u64::from(case.window_at), case.window)?;
         }
         write!(f, "{}", self.difference)
     }

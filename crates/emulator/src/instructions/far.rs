@@ -137,7 +137,7 @@ impl Cpu {
 
     fn enter(&mut self, code: Segment, rip: u64) -> Result<(), Stop> {
         self.set_segment(SegmentRegister::Cs, code);
-        self.rip = rip;
+        self.rip = if self.mode.is_64() { rip } else { rip & 0xffff_ffff };
         Err(Stop::EndBlock)
     }
 }
@@ -268,7 +268,7 @@ pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let segment = cpu.checked_stack(ss, selector.rpl(), null_allowed)?;
     cpu.return_to(code, segment, pointer.wrapping_add(parameters));
     cpu.drop_inner_segments(selector.rpl());
-    cpu.rip = rip;
+    cpu.rip = if cpu.mode.is_64() { rip } else { rip & 0xffff_ffff };
     Err(Stop::EndBlock)
 }
 

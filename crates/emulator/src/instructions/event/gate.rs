@@ -107,7 +107,8 @@ impl Cpu {
         let good = if self.is_long() && segment.attributes.contains(Attributes::L) {
             self.mmu.paging.is_canonical(rip)
         } else {
-            rip <= u64::from(segment.limit)
+            // Processors drop the upper half of an offset into compatibility-mode code.
+            rip & 0xffff_ffff <= u64::from(segment.limit)
         };
         if good { Ok(()) } else { Err(self.gp0()) }
     }

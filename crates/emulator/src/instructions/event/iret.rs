@@ -132,7 +132,7 @@ fn to_protected(cpu: &mut Cpu, size: u8, mut stack: Stack, popped: &Popped) -> R
     if outer {
         cpu.drop_inner_segments(popped.cs.rpl());
     }
-    cpu.rip = popped.rip;
+    cpu.rip = if cpu.mode.is_64() { popped.rip } else { popped.rip & 0xffff_ffff };
     Err(Stop::EndBlock)
 }
 
