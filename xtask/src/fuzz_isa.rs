@@ -46,7 +46,12 @@ pub fn run(words: &[&str]) -> Result<()> {
     let mut next = first;
     while next < end {
         let until = end.min(next.saturating_add(ROUND));
-        session.run(next..until)?;
+        if let Err(error) = session.run(next..until) {
+            for mismatch in &session.report.mismatches {
+                println!("{mismatch}  again: {}", session.reproduction(mismatch));
+            }
+            return Err(error.into());
+        }
         next = until;
         let report = &session.report;
         let rate = report.cases as f64 / start.elapsed().as_secs_f64();

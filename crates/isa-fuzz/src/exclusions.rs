@@ -90,7 +90,7 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
                 | Pushad
                 | Popa
         ) || instruction.mnemonic() == Popad
-            || matches!(instruction.mnemonic(), Pop | Vcvtps2ph | Frstor | Fldenv | INVALID)
+            || matches!(instruction.mnemonic(), Push | Pop | Vcvtps2ph | Frstor | Fldenv | INVALID)
             || instruction.is_jmp_far_indirect()
             || instruction.is_call_far_indirect()
             || instruction.is_call_far(),

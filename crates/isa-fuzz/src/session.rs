@@ -127,8 +127,15 @@ impl Session {
 
     fn finish(&mut self, ticket: usize, batch: &[Generated]) -> Result<(), OracleError> {
         let ours: Vec<_> = batch.iter().map(|generated| self.subject.run(&generated.case)).collect();
-        let host = self.oracle.wait(ticket)?;
         let report = &mut self.report;
+        let host = self.oracle.wait(ticket).inspect_err(|error| {
+            if let OracleError::Lost { case, .. } = error
+                && let Some(generated) = batch.get(*case)
+            {
+                let difference = format!("  {error}\n");
+                report.mismatches.push(Mismatch { generated: generated.clone(), difference });
+            }
+        })?;
         for ((generated, host), ours) in batch.iter().zip(host).zip(&ours) {
             let code = generated.instruction.code();
             report.cases += 1;

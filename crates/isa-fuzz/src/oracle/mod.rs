@@ -16,7 +16,7 @@ use memory::SharedMemory;
 /// Cases that go to the child at once.
 pub const BATCH: usize = 128;
 /// Seconds after which a batch is given up.
-const PATIENCE: libc::time_t = 10;
+const PATIENCE: libc::time_t = 30;
 
 /// Cases, and what came of them.
 #[repr(C)]
