@@ -217,7 +217,7 @@ impl Mapping {
     }
 
     pub(crate) fn fill<T: Scalar>(&self, offset: Offset, value: T, count: u64) {
-        let len = count.checked_mul(size_of::<T>() as u64).unwrap_or(u64::MAX);
+        let len = count.saturating_mul(size_of::<T>() as u64);
         // SAFETY: `at` checked the range.
         unsafe { T::fill(self.at(offset, len), value, count as usize) }
     }

@@ -118,7 +118,7 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
         mxcsr: match vector {
             19 => 1 << 5,
             // The exceptions of a conversion whose store then faults.
-            13 | 14 | 12 if instruction.mnemonic() == Vcvtps2ph => 0x3f,
+            12..=14 if instruction.mnemonic() == Vcvtps2ph => 0x3f,
             _ => 0,
         },
     }

@@ -334,10 +334,11 @@ fn aim_explicit(
 
 fn patch(case: &mut Case, constants: &ConstantOffsets, displacement: u64) {
     let (offset, size) = (constants.displacement_offset(), constants.displacement_size());
-    if constants.has_displacement() && size >= 2 {
-        if let Some(field) = case.bytes.get_mut(offset..offset + size) {
-            field.copy_from_slice(&displacement.to_le_bytes()[..size]);
-        }
+    if constants.has_displacement()
+        && size >= 2
+        && let Some(field) = case.bytes.get_mut(offset..offset + size)
+    {
+        field.copy_from_slice(&displacement.to_le_bytes()[..size]);
     }
 }
 

@@ -71,8 +71,8 @@ mod tests {
         let bus = LedgerBus::new(Arc::new(Echo), ledger.recorder(0));
         let mut data = [0; 4];
         bus.read(Space::Memory, 0xfee0_0020, &mut data);
-        bus.write(Space::Port, 0x3f8, &[b'a']);
-        bus.write(Space::Port, 0x3f8, &[b'b']);
+        bus.write(Space::Port, 0x3f8, b"a");
+        bus.write(Space::Port, 0x3f8, b"b");
         assert_eq!(data, [0x20; 4]);
         let report = Report::new(&ledger, 1_000_000_000, &|_| None);
         let details = |name: &str| {

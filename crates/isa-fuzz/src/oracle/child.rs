@@ -208,6 +208,7 @@ unsafe fn shut_in() -> bool {
     }
 }
 
+#[allow(clippy::deref_addrof)] // Any other way to the one static is a lint as well.
 unsafe extern "C" fn on_signal(_: i32, _: *const libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: one thread, and no signal comes while this runs; the kernel gives the context.
     unsafe {
