@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{finish, ringside, run_within, stderr};
+use common::{fetch_guest, finish, ringside, run_within, stderr};
 use sha2::{Digest, Sha256};
 
 /// A guest that hangs; one that works takes a tenth of it.
@@ -56,6 +56,22 @@ fn debian_boots_with_2_vcpus() {
 #[test]
 fn debian_boots_with_4_vcpus() {
     boots_with("4");
+}
+
+#[test]
+fn every_way_into_the_kernel_boots() {
+    for way in ["pvh", "linux64", "stub"] {
+        let output = run_within(&mut machine(&["--boot", way, "--exec", "echo $((6 * 7))"]), LIMIT);
+        assert_eq!((output.stdout.as_slice(), stderr(&output).as_str()), (&b"42\n"[..], ""), "{way}");
+    }
+}
+
+#[test]
+fn the_cloud_kernel_boots() {
+    fetch_guest("debian-cloud");
+    let output = run_within(&mut machine(&["--guest", "debian-cloud", "--exec", "uname -r"]), LIMIT);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("-cloud-amd64"), "{text} {}", stderr(&output));
 }
 
 #[test]

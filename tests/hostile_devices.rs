@@ -222,7 +222,7 @@ fn random_values_in_control_and_debug_registers_end_with_a_name() {
         let mut random = Random::new(seed);
         let pieces: Vec<_> = (0..400)
             .map(|_| {
-                let value = if random.next() % 2 == 0 { 1 << (random.next() % 64) } else { random.next() };
+                let value = if random.next() & 1 == 0 { 1 << (random.next() % 64) } else { random.next() };
                 let which = random.next() % 8;
                 assemble(64, 0, |a| {
                     a.mov(rax, value)?;

@@ -158,3 +158,25 @@ fn the_guests_shell_is_a_shell() {
     session.press(b"\x04");
     assert_eq!(session.end(), Some(0));
 }
+
+#[test]
+fn a_run_that_is_refused_leaves_the_terminal_as_it_was() {
+    for arguments in
+        [&["run", "--kernel", "/nonexistent"][..], &["run", "--cpus", "0"], &["run", "--kernel", "/tmp"]]
+    {
+        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&user).unwrap();
+        unlockpt(&user).unwrap();
+        let name = ptsname(&user, Vec::new()).unwrap();
+        let program = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let before = tcgetattr(&program).unwrap();
+        let end = || Stdio::from(program.try_clone().unwrap());
+        let status = ringside().args(arguments).stdin(end()).stdout(end()).stderr(end()).status().unwrap();
+        assert!(matches!(status.code(), Some(2 | 240)), "{status}");
+        let after = tcgetattr(&program).unwrap();
+        assert_eq!(
+            (after.local_modes, after.input_modes, after.output_modes, after.control_modes),
+            (before.local_modes, before.input_modes, before.output_modes, before.control_modes)
+        );
+    }
+}

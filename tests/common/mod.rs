@@ -54,13 +54,16 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Fetches a guest where it is missing.
+pub fn fetch_guest(name: &str) {
+    let output = run_within(ringside().args(["guest", "fetch", name]), FETCH_LIMIT);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
 /// A file of the default guest in the user's cache folder; the guest is fetched where it is missing.
 pub fn debian_file(name: &str) -> PathBuf {
     static FETCHED: OnceLock<()> = OnceLock::new();
-    FETCHED.get_or_init(|| {
-        let output = run_within(ringside().args(["guest", "fetch", "debian"]), FETCH_LIMIT);
-        assert!(output.status.success(), "{}", stderr(&output));
-    });
+    FETCHED.get_or_init(|| fetch_guest("debian"));
     let folder =
         |variable: &str| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = folder("RINGSIDE_CACHE")
