@@ -44,13 +44,21 @@ pub struct Context {
     pub registers: u64,
     /// As [`slot::FLAGS`].
     pub flags: u64,
+    /// The present view's entries of the translation cache.
     pub tlb: u64,
+    /// The attention word's address.
     pub attention: u64,
+    /// The RAM's host address.
     pub ram: u64,
+    /// The table from RIP to code.
     pub recent: u64,
+    /// The regime that its entries must have.
     pub regime: u64,
+    /// Instructions executed.
     pub count: u64,
+    /// The base of FS.
     pub fs_base: u64,
+    /// The base of GS.
     pub gs_base: u64,
     /// On exit: RIP of the next block, where the exit is [`exit::DISPATCH`].
     pub rip: u64,
@@ -74,6 +82,7 @@ const fn field(index: i32) -> i32 {
 const REGISTERS: i32 = field(0);
 const FLAGS: i32 = field(1);
 const TLB: i32 = field(2);
+const REGIME: i32 = field(6);
 const COUNT: i32 = field(7);
 const FS_BASE: i32 = field(8);
 const GS_BASE: i32 = field(9);
@@ -90,7 +99,7 @@ const COPIED: [(i32, i32); 9] = [
     (field(3), slot::ATTENTION),
     (field(4), slot::RAM),
     (field(5), slot::RECENT),
-    (field(6), slot::REGIME),
+    (REGIME, slot::REGIME),
     (COUNT, slot::COUNT),
     (FS_BASE, slot::FS_BASE),
     (GS_BASE, slot::GS_BASE),
@@ -255,7 +264,13 @@ fn step(a: &mut Assembler, dispatch: usize) {
     a.alu_immediate(false, 7, RAX, exit::STOP as i32);
     let stop = a.jump_if(4);
     a.mov(RSI, RAX);
-    for (from, to) in [(FLAGS, slot::FLAGS), (TLB, slot::TLB), (FS_BASE, slot::FS_BASE), (GS_BASE, slot::GS_BASE)] {
+    for (from, to) in [
+        (FLAGS, slot::FLAGS),
+        (TLB, slot::TLB),
+        (REGIME, slot::REGIME),
+        (FS_BASE, slot::FS_BASE),
+        (GS_BASE, slot::GS_BASE),
+    ] {
         a.load(RAX, RDI, from);
         a.store(RAX, RSP, PUSHED + to);
     }

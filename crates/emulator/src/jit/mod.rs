@@ -13,23 +13,33 @@ mod translate;
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use guest_memory::GuestMemory;
-
 use crate::block::{Block, Key, Mix};
+use crate::cpuid::CpuModel;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
 pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Stubs, stubs};
-use translate::{Surroundings, translate};
+use translate::translate;
 
-/// Bytes of translated code that a vCPU keeps; when they are full, all of it is forgotten.
-const CODE_BYTES: usize = 32 << 20;
-/// Runs of a block before it is translated.
-pub const HOT: u32 = 16;
+/// How eager the translator is, and how much it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Bytes of translated code that a vCPU keeps; when they are full, all of it is forgotten.
+    pub code_bytes: usize,
+    /// Runs of a block before it is translated.
+    pub hot: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { code_bytes: 32 << 20, hot: 16 }
+    }
+}
 
 /// A vCPU's translations.
 pub struct Jit {
     memory: CodeMemory,
+    hot: u32,
     stubs: Stubs,
     /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
     links: HashMap<Key, Vec<usize>, BuildHasherDefault<Mix>>,
@@ -51,6 +61,24 @@ pub struct Statistics {
     pub handler_calls: u64,
 }
 
+/// What is translated.
+pub struct Source<'a> {
+    /// The block's number, for its handlers.
+    pub number: u32,
+    /// The block.
+    pub block: &'a Block,
+    /// The mode that it was decoded in.
+    pub mode: Mode,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// The page's state, read no later than the page was last found unchanged since the bytes were.
+    pub state: u32,
+    /// Where that state is.
+    pub state_address: u64,
+    /// What instructions there are.
+    pub model: &'a CpuModel,
+}
+
 /// A new translation.
 pub struct Added {
     /// Where its code starts.
@@ -69,10 +97,14 @@ impl Jit {
     ///
     /// # Errors
     /// The host refuses it.
-    pub fn new() -> std::io::Result<Self> {
-        let memory = CodeMemory::new(CODE_BYTES)?;
-        let mut jit =
-            Self { memory, stubs: Stubs::default(), links: HashMap::default(), statistics: Statistics::default() };
+    pub fn new(settings: Settings) -> std::io::Result<Self> {
+        let mut jit = Self {
+            memory: CodeMemory::new(settings.code_bytes)?,
+            hot: settings.hot,
+            stubs: Stubs::default(),
+            links: HashMap::default(),
+            statistics: Statistics::default(),
+        };
         jit.place_stubs();
         Ok(jit)
     }
@@ -95,23 +127,19 @@ impl Jit {
         self.statistics
     }
 
+    /// Runs of a block before it is translated.
+    pub fn hot(&self) -> u32 {
+        self.hot
+    }
+
     /// Notes a call of a handler.
     pub fn count_handler_call(&mut self) {
         self.statistics.handler_calls += 1;
     }
 
     /// Translates a block. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
-    pub fn add(
-        &mut self,
-        number: u32,
-        block: &Block,
-        mode: Mode,
-        bytes: &[u8],
-        memory: &GuestMemory,
-        decoder_options: u32,
-    ) -> Option<Added> {
-        let surroundings = Surroundings { stubs: self.stubs, memory, number, decoder_options };
-        let mut translation = translate(block, bytes, &surroundings);
+    pub fn add(&mut self, source: &Source<'_>) -> Option<Added> {
+        let mut translation = translate(source, self.stubs);
         let base = self.memory.next();
         for &(at, to) in &translation.outward {
             let disp = to as i64 - (base + at + 4) as i64;
@@ -122,9 +150,9 @@ impl Jit {
             return None;
         };
         self.statistics.blocks += 1;
-        self.statistics.guest_bytes += bytes.len() as u64;
+        self.statistics.guest_bytes += source.bytes.len() as u64;
         self.statistics.host_bytes += translation.bytes.len() as u64;
-        let exits = self.link(base, block, mode, &translation.exits);
+        let exits = self.link(base, source.block, source.mode, &translation.exits);
         let code = self.memory.address(offset) as u64;
         Some(Added { code, state_at: (base + translation.state_at) as u32, exits })
     }
@@ -164,7 +192,8 @@ impl Jit {
     /// and of nobody else's while the code runs; `step` is a function of the type that it says.
     pub unsafe fn enter(&self, context: *mut Context, code: u64) -> u32 {
         // SAFETY: the stub of this type starts there.
-        let enter = unsafe { std::mem::transmute::<*const u8, Enter>(self.memory.address(self.stubs.enter as u32)) };
+        let enter =
+            unsafe { std::mem::transmute::<*const u8, Enter>(self.memory.address(self.stubs.enter as u32)) };
         // SAFETY: the caller's promise.
         unsafe { enter(context, code) }
     }
@@ -177,3 +206,6 @@ fn jump(memory: &mut CodeMemory, at: usize, target: usize) {
     bytes[1..].copy_from_slice(&disp.to_le_bytes());
     memory.patch(at, &bytes);
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,22 +8,25 @@ pub fn is_copied(i: &Instruction) -> bool {
     use Mnemonic::*;
     let operands_fit = (0..i.op_count()).all(|n| match i.op_kind(n) {
         OpKind::Register => i.op_register(n).is_gpr(),
-        OpKind::Memory => i.op_code().encoding() != EncodingKind::EVEX,
+        OpKind::Memory => true,
         kind => crate::instructions::shape::is_immediate(kind),
     });
-    if !operands_fit || i.has_rep_prefix() && legacy(i) || i.has_repne_prefix() {
+    let known = matches!(i.op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX);
+    if !known || !operands_fit || i.has_rep_prefix() && legacy(i) || i.has_repne_prefix() {
         return false;
     }
-    let bit_in_memory = i.op_count() == 2 && i.op_kind(0) == OpKind::Memory && i.op_kind(1) == OpKind::Register;
+    let bit_in_memory =
+        i.op_count() == 2 && i.op_kind(0) == OpKind::Memory && i.op_kind(1) == OpKind::Register;
     match i.mnemonic() {
         Bt | Bts | Btr | Btc => !bit_in_memory,
-        Mov | Movzx | Movsx | Movsxd | Lea | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc | Dec | Neg
-        | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul | Bsf | Bsr | Bswap | Xchg
-        | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc | Cmc | Popcnt | Lzcnt | Tzcnt | Andn
-        | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Movbe
-        | Crc32 | Seto | Setno | Setb | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl
-        | Setge | Setle | Setg | Cmovo | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns
-        | Cmovp | Cmovnp | Cmovl | Cmovge | Cmovle | Cmovg => true,
+        Mov | Movzx | Movsx | Movsxd | Lea | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc
+        | Dec | Neg | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul
+        | Bsf | Bsr | Bswap | Xchg | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc
+        | Cmc | Popcnt | Lzcnt | Tzcnt | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext
+        | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Movbe | Crc32 | Seto | Setno | Setb | Setae | Sete
+        | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl | Setge | Setle | Setg | Cmovo
+        | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns | Cmovp | Cmovnp
+        | Cmovl | Cmovge | Cmovle | Cmovg => true,
         _ => false,
     }
 }

@@ -4,9 +4,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use x86::Flags;
 
-use super::{Context, HOT, Jit, STEP_DISPATCH, exit};
+use super::{Context, Jit, STEP_DISPATCH, Settings, Source, exit};
 use crate::block::Regime;
-use crate::insn::Stop;
 use crate::interpreter::{Interpreter, Leave};
 use crate::mmu::NO_PAGE;
 
@@ -29,7 +28,15 @@ impl Interpreter {
     /// # Errors
     /// The host gives no memory for code.
     pub fn enable_jit(&mut self) -> std::io::Result<()> {
-        self.jit = Some(Jit::new()?);
+        self.enable_jit_with(Settings::default())
+    }
+
+    /// The same, with settings of its own.
+    ///
+    /// # Errors
+    /// The host gives no memory for code.
+    pub fn enable_jit_with(&mut self, settings: Settings) -> std::io::Result<()> {
+        self.jit = Some(Jit::new(settings)?);
         Ok(())
     }
 
@@ -40,18 +47,33 @@ impl Interpreter {
 
     /// Counts a run of an untranslated block; whether it has been run often enough.
     pub(crate) fn is_hot(&mut self, number: u32) -> bool {
+        let Some(hot) = self.jit.as_ref().map(Jit::hot) else { return false };
         let block = self.blocks.get_mut(number);
         block.heat = block.heat.saturating_add(1);
-        block.heat > HOT && block.pages[1] == NO_PAGE
+        block.heat > hot && block.pages[1] == NO_PAGE
     }
 
     /// Translates a block.
     pub(crate) fn translate(&mut self, number: u32, rip: u64, regime: Regime) {
         let Some(jit) = &mut self.jit else { return };
         let (block, mode) = (*self.blocks.get(number), self.cpu.mode);
-        let options = self.cpu.wires.model.decoder_options();
+        let marks = self.cpu.memory.marks();
+        let state = marks.state(block.offset);
+        if !self.blocks.is_fresh(&block, &self.cpu.memory) || !marks.is_code(block.offset) {
+            return;
+        }
         let bytes = self.blocks.bytes(&block);
-        let Some(added) = jit.add(number, &block, mode, bytes, &self.cpu.memory, options) else {
+        let model = self.cpu.wires.model.clone();
+        let source = Source {
+            number,
+            block: &block,
+            mode,
+            bytes,
+            state,
+            state_address: marks.state_address(block.offset),
+            model: &model,
+        };
+        let Some(added) = jit.add(&source) else {
             self.forget();
             return;
         };
@@ -64,6 +86,20 @@ impl Interpreter {
         let block = self.blocks.get_mut(number);
         (block.code, block.state_at) = (added.code, added.state_at);
         self.blocks.remember(rip, regime, number);
+    }
+
+    /// A translation left before its first instruction. Where the page's code is what it was, and only the page's
+    /// other marks have changed, it has to expect those.
+    fn follow_state(&mut self, rip: u64, regime: Regime) {
+        let Some(number) = self.blocks.recent(rip, regime) else { return };
+        let block = self.blocks.get(number);
+        let state = self.cpu.memory.marks().state(block.offset);
+        if block.code != 0
+            && self.blocks.is_fresh(block, &self.cpu.memory)
+            && let Some(jit) = &mut self.jit
+        {
+            jit.expect(block.state_at, state);
+        }
     }
 
     /// Runs translated code until it leaves. `None`: find the block at RIP.
@@ -97,8 +133,12 @@ impl Interpreter {
         if why == exit::DISPATCH {
             self.cpu.rip = context.rip;
             self.cpu.flags.set_bits(from_frame(context.flags));
+            if context.count == 0 {
+                self.follow_state(context.rip, regime);
+            }
             return None;
         }
+        // Where nothing was left here, the block is complete.
         let (insn, block, stop) = self.stopped_at.take()?;
         let (first, count) = (self.blocks.get(block).first, self.blocks.get(block).count);
         // The block's instructions were counted when it was entered.
@@ -125,11 +165,15 @@ impl Interpreter {
         context.flags = to_frame(cpu.flags.bits());
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
         (context.fs_base, context.gs_base) = (cpu.bases[4], cpu.bases[5]);
-        context.rip = cpu.rip;
+        (context.rip, context.regime) = (cpu.rip, self.regime());
         if let Some(jit) = &mut self.jit {
             jit.count_handler_call();
         }
-        if insn + 1 == block.first + block.count { STEP_DISPATCH } else { 0 }
+        match insn + 1 == block.first + block.count {
+            false => 0,
+            true if self.has_more_to_look_at() => exit::STOP,
+            true => STEP_DISPATCH,
+        }
     }
 }
 
@@ -148,4 +192,3 @@ unsafe extern "sysv64" fn step(context: *mut Context, insn: u32, block: u32) -> 
         }
     }
 }
-

@@ -6,25 +6,20 @@
 //! called: so each instruction has one meaning, the interpreter's, and a fault finds the guest's exact state. To
 //! that end the flags are saved to the frame before anything that may leave.
 
-use guest_memory::GuestMemory;
 use iced_x86::{
     Decoder, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
     RflagsBits,
 };
 
+use super::Source;
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RSP, SCRATCH};
 use super::frame::{Stubs, slot};
 use super::native_set::is_copied;
-use crate::block::Block;
 use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// The arithmetic flags, as iced names them.
-const FLAGS: u32 = RflagsBits::OF
-    | RflagsBits::SF
-    | RflagsBits::ZF
-    | RflagsBits::AF
-    | RflagsBits::CF
-    | RflagsBits::PF;
+const FLAGS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
 
 /// A finished translation.
 pub struct Translation {
@@ -35,15 +30,6 @@ pub struct Translation {
     pub exits: Vec<(u64, usize)>,
     /// Where the page's expected state stands.
     pub state_at: usize,
-}
-
-/// What a translation depends on besides the instructions.
-pub struct Surroundings<'a> {
-    pub stubs: Stubs,
-    pub memory: &'a GuestMemory,
-    /// The block's number, for its handlers.
-    pub number: u32,
-    pub decoder_options: u32,
 }
 
 /// Where the guest's flags are.
@@ -69,7 +55,8 @@ struct Cold {
 
 struct Translator<'a> {
     a: Assembler,
-    surroundings: &'a Surroundings<'a>,
+    source: &'a Source<'a>,
+    stubs: Stubs,
     flags: Flags,
     cold: Vec<Cold>,
     outward: Vec<(usize, usize)>,
@@ -84,10 +71,12 @@ struct Translator<'a> {
 struct NotCopied;
 
 /// Translates a block of 64-bit code.
-pub fn translate(block: &Block, bytes: &[u8], surroundings: &Surroundings<'_>) -> Translation {
+pub fn translate(source: &Source<'_>, stubs: Stubs) -> Translation {
+    let block = source.block;
     let mut translator = Translator {
         a: Assembler::default(),
-        surroundings,
+        source,
+        stubs,
         flags: Flags::Frame,
         cold: Vec::new(),
         outward: Vec::new(),
@@ -96,8 +85,9 @@ pub fn translate(block: &Block, bytes: &[u8], surroundings: &Surroundings<'_>) -
         encoder: Encoder::new(64),
         insn: block.first,
     };
-    let state_at = translator.prologue(block);
-    let mut decoder = Decoder::with_ip(64, bytes, block.rip, surroundings.decoder_options);
+    let state_at = translator.prologue();
+    let options = source.model.decoder_options();
+    let mut decoder = Decoder::with_ip(64, source.bytes, block.rip, options);
     let mut instruction = Instruction::default();
     let mut ended = false;
     for _ in 0..block.count {
@@ -110,34 +100,34 @@ pub fn translate(block: &Block, bytes: &[u8], surroundings: &Surroundings<'_>) -
         translator.exit_to(block.end);
     }
     translator.cold_paths();
-    Translation {
-        bytes: translator.a.bytes,
-        outward: translator.outward,
-        exits: translator.exits,
-        state_at,
-    }
+    Translation { bytes: translator.a.bytes, outward: translator.outward, exits: translator.exits, state_at }
 }
 
 impl Translator<'_> {
     /// Polls the attention word, compares the page's state, counts the instructions. Gives where the state stands.
-    fn prologue(&mut self, block: &Block) -> usize {
-        let marks = self.surroundings.memory.marks();
+    fn prologue(&mut self) -> usize {
+        let (source, block) = (self.source, self.source.block);
         self.a.load(SCRATCH, RSP, slot::ATTENTION);
         // cmp dword [r15], 0
         self.a.memory(false, &[0x83], 7, SCRATCH, 0);
         self.a.bytes.push(0);
         let attention = self.a.jump_if(5);
-        self.a.mov_immediate(SCRATCH, marks.state_address(block.pages[0]));
+        self.a.mov_immediate(SCRATCH, source.state_address);
         // cmp dword [r15], state
         self.a.memory(false, &[0x81], 7, SCRATCH, 0);
         let state_at = self.a.here();
-        self.a.bytes.extend_from_slice(&marks.state(block.pages[0]).to_le_bytes());
+        self.a.bytes.extend_from_slice(&source.state.to_le_bytes());
         let stale = self.a.jump_if(5);
         // add qword [rsp + COUNT], count
         self.a.memory(true, &[0x81], 0, RSP, slot::COUNT);
         self.a.bytes.extend_from_slice(&block.count.to_le_bytes());
         // Both leave with this block's RIP, which is put behind the code proper.
-        self.cold.push(Cold { from: vec![attention, stale], insn: u32::MAX, load_flags: false, resume: None });
+        self.cold.push(Cold {
+            from: vec![attention, stale],
+            insn: u32::MAX,
+            load_flags: false,
+            resume: None,
+        });
         self.exits.push((block.rip, usize::MAX));
         state_at
     }
@@ -147,7 +137,9 @@ impl Translator<'_> {
         let start = (self.a.here(), self.cold.len(), self.outward.len(), self.exits.len(), self.flags);
         let done = match self.special(instruction) {
             Some(result) => result,
-            None if is_copied(instruction) => self.copy(instruction).map(|()| false),
+            None if is_copied(instruction) && self.source.model.allows(instruction.cpuid_features()) => {
+                self.copy(instruction).map(|()| false)
+            }
             None => Err(NotCopied),
         };
         done.unwrap_or_else(|NotCopied| {
@@ -167,6 +159,9 @@ impl Translator<'_> {
     /// Branches and the stack; `None` for what is neither.
     fn special(&mut self, i: &Instruction) -> Option<Result<bool, NotCopied>> {
         let register = |n: u32| (i.op_kind(n) == OpKind::Register).then(|| i.op_register(n));
+        if i.op_kind(0) == OpKind::NearBranch64 && !is_canonical(i.near_branch_target()) {
+            return Some(Err(NotCopied));
+        }
         Some(match i.mnemonic() {
             Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => Ok(false),
             Mnemonic::Jmp if i.op_kind(0) == OpKind::NearBranch64 => {
@@ -187,21 +182,25 @@ impl Translator<'_> {
                 self.call_register(register(0)?);
                 self.push_next(i);
                 self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.outward_jump(self.surroundings.stubs.dispatch);
+                self.outward_jump(self.stubs.dispatch);
                 Ok(true)
             }
             Mnemonic::Jmp if register(0).is_some_and(|r| r.is_gpr64()) => {
                 self.call_register(register(0)?);
                 self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.outward_jump(self.surroundings.stubs.dispatch);
+                self.outward_jump(self.stubs.dispatch);
                 Ok(true)
             }
             Mnemonic::Ret if i.stack_pointer_increment() >= 8 && i.op_code().operand_size() != 16 => {
                 self.ret(i);
                 Ok(true)
             }
-            Mnemonic::Push if i.stack_pointer_increment() == -8 && i.op_kind(0) != OpKind::Memory => self.push(i),
-            Mnemonic::Pop if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) => {
+            Mnemonic::Push if i.stack_pointer_increment() == -8 && i.op_kind(0) != OpKind::Memory => {
+                self.push(i)
+            }
+            Mnemonic::Pop
+                if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) =>
+            {
                 self.pop(register(0)?);
                 Ok(false)
             }
@@ -240,7 +239,7 @@ impl Translator<'_> {
     fn exit_to(&mut self, rip: u64) {
         self.exits.push((rip, self.a.here()));
         self.a.mov_immediate(ADDRESS, rip);
-        self.outward_jump(self.surroundings.stubs.dispatch);
+        self.outward_jump(self.stubs.dispatch);
     }
 
     fn outward_jump(&mut self, to: usize) {
@@ -260,9 +259,9 @@ impl Translator<'_> {
 
     fn call_handler(&mut self, insn: u32) {
         self.a.mov_immediate(ADDRESS, u64::from(insn));
-        self.a.mov_immediate(SCRATCH, u64::from(self.surroundings.number));
+        self.a.mov_immediate(SCRATCH, u64::from(self.source.number));
         let call = self.a.call();
-        self.outward.push((Assembler::at(call), self.surroundings.stubs.step));
+        self.outward.push((Assembler::at(call), self.stubs.step));
     }
 
     /// Turns the linear address in [`ADDRESS`] into the host's. Clobbers the host's flags and [`SCRATCH`]. The jumps
@@ -373,7 +372,7 @@ impl Translator<'_> {
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released);
         self.flags = Flags::Frame;
-        self.outward_jump(self.surroundings.stubs.dispatch);
+        self.outward_jump(self.stubs.dispatch);
     }
 
     /// The host register that holds a guest's: its own, or `scratch`, loaded from the frame.
@@ -427,8 +426,11 @@ impl Translator<'_> {
         }
         let writes = |n: usize| !matches!(accesses[n], OpAccess::Read | OpAccess::CondRead | OpAccess::None);
         for (at, host) in spilled {
-            let written = (0..i.op_count())
-                .any(|n| writes(n as usize) && copy.op_kind(n) == OpKind::Register && copy.op_register(n).full_register().number() as u8 == host);
+            let written = (0..i.op_count()).any(|n| {
+                writes(n as usize)
+                    && copy.op_kind(n) == OpKind::Register
+                    && copy.op_register(n).full_register().number() as u8 == host
+            });
             if written {
                 self.a.store(host, RSP, at);
             }
@@ -537,7 +539,7 @@ impl Translator<'_> {
                 // The prologue's: leave, with this block's RIP.
                 let (rip, _) = self.exits.remove(0);
                 self.a.mov_immediate(ADDRESS, rip);
-                self.outward_jump(self.surroundings.stubs.leave);
+                self.outward_jump(self.stubs.leave);
                 continue;
             }
             self.call_handler(cold.insn);
@@ -551,6 +553,11 @@ impl Translator<'_> {
             }
         }
     }
+}
+
+/// Whether an address is canonical with 4-level paging. With five levels more are: those are left to the handlers.
+fn is_canonical(address: u64) -> bool {
+    (address << 16) as i64 >> 16 == address as i64
 }
 
 /// Where a guest register lives.

@@ -1,0 +1,6 @@
+//! Translated code against the interpreter.
+
+mod blocks;
+mod changing;
+mod generator;
+mod machine;
