@@ -3,9 +3,10 @@
 //! A fault leaves the elements before it done, and their mask bits clear: the instruction goes on from there.
 
 use iced_x86::{EncodingKind, Instruction, OpKind};
+use x86::{Exception, Vector};
 
 use crate::cpu::Cpu;
-use crate::insn::{Handler, Insn, Stop, flag};
+use crate::insn::{FLAT, Handler, Insn, Stop, flag};
 use crate::native::StateClass;
 use crate::native::execute;
 
@@ -72,7 +73,14 @@ fn linear(cpu: &mut Cpu, insn: &Insn, how: Parameters, n: usize, write: bool) ->
     if insn.has(flag::CHECKED) {
         return cpu.segmented(insn.segment, offset, how.element as u64, write);
     }
-    Ok(offset.wrapping_add(cpu.bases[usize::from(insn.segment & 7)]))
+    let address = offset.wrapping_add(cpu.bases[usize::from(insn.segment & 7)]);
+    if !cpu.mmu.paging.is_canonical(address) {
+        // RSP and RBP as the base mean the stack.
+        let stack = matches!(insn.base, 4 | 5) && insn.segment == FLAT;
+        let vector = if stack { Vector::StackFault } else { Vector::GeneralProtection };
+        return Err(cpu.raise(Exception::with_code(vector, 0)));
+    }
+    Ok(address)
 }
 
 /// Whether an element is chosen.
