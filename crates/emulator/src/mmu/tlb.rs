@@ -269,7 +269,7 @@ impl Tlb {
             return;
         }
         for table in self.tables.iter_mut() {
-            for view in [View::Supervisor, View::SupervisorUnguarded, View::User] {
+            for view in [View::Supervisor, View::SupervisorUnguarded, View::User, View::UserAligned] {
                 let index = Self::index(view, linear);
                 let entry = &mut table.entries[index];
                 let tags = [entry.read, entry.write, entry.fetch];
