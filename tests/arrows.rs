@@ -24,10 +24,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("ringside", &["ringside-engine", "ringside-exits", "ringside-vmm"]),
-    (
-        "ringside-isa-fuzz",
-        &["ringside-x86", "ringside-engine", "ringside-guest-memory", "ringside-emulator"],
-    ),
+    ("ringside-isa-fuzz", &["ringside-x86", "ringside-engine", "ringside-guest-memory", "ringside-emulator"]),
     ("xtask", &["ringside-isa-fuzz"]),
 ];
 

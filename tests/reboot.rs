@@ -13,9 +13,14 @@ use rustix::process::{Pid, Signal, kill_process};
 fn starts_again_and_again(code: &[u8], why: &str) {
     let kernel = KernelFile::with_code(code);
     let mut command = ringside();
-    command.args(["-v", "run", "--engine", "soft", "--memory", "16M", "--reboot", "--exits", "off", "--kernel"]);
-    let mut child =
-        command.arg(kernel.path()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ringside starts");
+    command
+        .args(["-v", "run", "--engine", "soft", "--memory", "16M", "--reboot", "--exits", "off", "--kernel"]);
+    let mut child = command
+        .arg(kernel.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("ringside starts");
     let stderr = BufReader::new(child.stderr.take().expect("piped"));
     let mut restarts = stderr.lines().map_while(Result::ok).filter(|line| line.contains("starting again"));
     for _ in 0..3 {

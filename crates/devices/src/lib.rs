@@ -18,9 +18,9 @@ pub mod bus;
 pub mod clock;
 pub mod cmos;
 pub mod debug_exit;
-pub mod fw_cfg;
 #[cfg(test)]
 mod fuzz;
+pub mod fw_cfg;
 pub mod hpet;
 pub mod i8042;
 pub mod interrupt;

@@ -286,7 +286,8 @@ impl Cpu {
     fn load_task_registers(&mut self, state: &State, layout: &Layout, cause: Cause) {
         let nested = if cause.nests() { Flags::NT.bits() } else { 0 };
         let vm = if layout.is_wide() { Flags::VM } else { Flags::empty() };
-        let flags = u64::from(state.flags) & (Flags::all() - Flags::VM - Flags::RF | vm | self.loadable_rf()).bits();
+        let flags =
+            u64::from(state.flags) & (Flags::all() - Flags::VM - Flags::RF | vm | self.loadable_rf()).bits();
         self.set_rflags(flags | nested, Flags::all());
         for (number, &value) in (0..).zip(&state.registers) {
             self.registers.set(number, u64::from(value));

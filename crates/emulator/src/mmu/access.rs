@@ -475,7 +475,8 @@ fn each_register(address: u64, len: usize, mut access: impl FnMut(u64, std::ops:
     let mut done = 0;
     while done < len {
         let at = address + done as u64;
-        let fit = [8, 4, 2, 1].into_iter().find(|&n| n <= len - done && at.is_multiple_of(n as u64)).unwrap_or(1);
+        let fit =
+            [8, 4, 2, 1].into_iter().find(|&n| n <= len - done && at.is_multiple_of(n as u64)).unwrap_or(1);
         access(at, done..done + fit);
         done += fit;
     }

@@ -62,7 +62,10 @@ impl CodeMemory {
     /// # Panics
     /// Where the bytes do not lie within what was pushed.
     pub fn patch(&mut self, offset: usize, bytes: &[u8]) {
-        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.used), "a patch outside the code");
+        assert!(
+            offset.checked_add(bytes.len()).is_some_and(|end| end <= self.used),
+            "a patch outside the code"
+        );
         // SAFETY: within the writable mapping by the line above.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.writable.start.add(offset), bytes.len());

@@ -17,10 +17,7 @@ struct Popped {
 
 /// IRET, IRETD and IRETQ in every mode.
 pub fn iret(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    if cpu.mode.is_v86()
-        && cpu.system_flags.iopl() < 3
-        && (insn.size != 2 || !cpu.has_virtual_interrupts())
-    {
+    if cpu.mode.is_v86() && cpu.system_flags.iopl() < 3 && (insn.size != 2 || !cpu.has_virtual_interrupts()) {
         return Err(cpu.gp0());
     }
     // NMIs are open again even where the rest of the instruction faults.
