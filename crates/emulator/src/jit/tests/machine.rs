@@ -246,7 +246,12 @@ fn write_tables(cpu: &crate::cpu::Cpu) {
             _ => PRESENT | USER,
         };
         put(cpu, TABLES + 0x3000 + 8 * page, page << 12 | low);
-        let high = if page == 0xf { PRESENT | WRITE } else { PRESENT | WRITE | USER };
+        // Only what is compared, and put back for the next program.
+        let high = match page {
+            0xf => PRESENT | WRITE,
+            0..0xf | 0x80 | 0x100..0x110 => PRESENT | WRITE | USER,
+            _ => 0,
+        };
         put(cpu, TABLES + 0x4000 + 8 * page, 0x20_0000 | page << 12 | high);
     }
     let all = PRESENT | WRITE | USER;
