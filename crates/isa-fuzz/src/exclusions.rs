@@ -116,6 +116,8 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
         x87: mmx && vector != crate::case::COMPLETED,
         // With the overflow unmasked, whether the result would have been inexact with a larger exponent.
         mxcsr: match vector {
+            // Sums of products, which stop at the first step that raises one.
+            19 if matches!(instruction.mnemonic(), Dpps | Dppd | Vdpps | Vdppd) => 0x3f,
             19 => 1 << 5,
             // The exceptions of a conversion whose store then faults.
             12..=14 if instruction.mnemonic() == Vcvtps2ph => 0x3f,

@@ -280,10 +280,11 @@ impl Cpu {
             return;
         };
         let operand = self.effective(insn).wrapping_add(self.bases[usize::from(insn.segment & 7)]);
-        let stack = if fault.address.wrapping_sub(operand) < 64 {
-            matches!(insn.base, 4 | 5) && insn.segment == FLAT
+        // What is neither the operand nor beside it is what a push or pop reaches; or a bit far from a BT's operand.
+        let stack = if insn.has(flag::STACK) && fault.address.wrapping_sub(operand) >= 64 {
+            true
         } else {
-            insn.has(flag::STACK)
+            matches!(insn.base, 4 | 5) && insn.segment == FLAT
         };
         let vector = if stack { Vector::StackFault } else { Vector::GeneralProtection };
         self.fault = Some(Exception::with_code(vector, 0));
