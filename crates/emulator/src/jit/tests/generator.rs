@@ -65,7 +65,10 @@ impl Random {
 /// Part of a program.
 enum Item {
     Instruction(Instruction),
-    /// The same, with the address of an item as its target or immediate.
+    /// One that defines the flags which the one before left undefined: both lie in one page, so that nothing comes
+    /// between them.
+    Defines(Instruction),
+    /// One with the address of an item as its target or immediate.
     Towards(Instruction, usize),
     Bytes(Vec<u8>),
 }
@@ -377,7 +380,7 @@ fn definer(random: &mut Random) -> Item {
         let made =
             instance(code, random).filter(|i| (0..i.op_count()).all(|n| i.op_kind(n) == OpKind::Register));
         if let Some(made) = made.filter(|i| encoded(i).is_some()) {
-            return Item::Instruction(made);
+            return Item::Defines(made);
         }
     }
 }
@@ -500,8 +503,15 @@ pub fn program(random: &mut Random, forms: &Forms) -> Program {
     items.push(Item::Bytes(count_down));
     items.push(Item::Towards(Instruction::with_branch(Code::Jne_rel32_64, 0).unwrap(), 0));
     items.push(Item::Bytes(vec![0xf4]));
-    let rip = super::machine::PROGRAM + random.pick(&[0, 0x100, 0xf80, 0xfc0, 0xff0]) + random.below(16);
-    assemble(rip, &mut items)
+    let mut rip = super::machine::PROGRAM + random.pick(&[0, 0x100, 0xf80, 0xfc0, 0xff0]) + random.below(16);
+    loop {
+        let program = assemble(rip, &mut items);
+        let page = |n: usize| program.starts[n] >> 12;
+        if (0..items.len()).all(|n| !matches!(items[n], Item::Defines(_)) || page(n - 1) == page(n + 1)) {
+            return program;
+        }
+        rip -= 1;
+    }
 }
 
 fn assemble(rip: u64, items: &mut [Item]) -> Program {
@@ -519,7 +529,7 @@ fn assemble(rip: u64, items: &mut [Item]) -> Program {
                     bytes.extend_from_slice(raw);
                     continue;
                 }
-                Item::Instruction(instruction) => *instruction,
+                Item::Instruction(instruction) | Item::Defines(instruction) => *instruction,
                 Item::Towards(instruction, to) => {
                     let target = starts[(*to).min(starts.len() - 1)];
                     if instruction.op_count() == 2 {

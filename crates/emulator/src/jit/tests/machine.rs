@@ -82,6 +82,8 @@ pub struct Start {
     pub smap: bool,
     pub task_switched: bool,
     pub writable_code: bool,
+    /// Whether the code of programs before is kept, and has to be found stale.
+    pub keeps_code: bool,
     pub bases: [u64; 2],
     pub data: u64,
 }
@@ -98,6 +100,7 @@ impl Start {
             smap: random.one_in(12),
             task_switched: random.one_in(12),
             writable_code: random.one_in(6),
+            keeps_code: random.one_in(2),
             bases: [random.below(64), random.value()],
             data: random.next(),
         }
@@ -150,6 +153,12 @@ impl Machine {
         (DATA..DATA + 0x1_0000).step_by(8).for_each(|at| put(cpu, at, data.next()));
         cpu.memory.write_bytes(program.rip, &program.bytes);
         put(cpu, COUNTER, 4u32);
+        // As a device's writes do it.
+        for (at, len) in CHANGES {
+            (at..at + len as u64).step_by(4096).for_each(|page| {
+                cpu.memory.marks().written(page);
+            });
+        }
         if start.writable_code {
             put(cpu, TABLES + 0x5000 + 8 * 13, PROGRAM | PRESENT | WRITE | USER);
         }
@@ -165,7 +174,9 @@ impl Machine {
         cpu.set_state(&state).unwrap();
         cpu.instructions = 0;
         (cpu.fault, cpu.exit) = (None, None);
-        self.interpreter.reset_code();
+        if !start.keeps_code {
+            self.interpreter.reset_code();
+        }
         *self.interrupts.pending.lock().unwrap() = None;
         self.interrupts.priority.store(0, Ordering::Relaxed);
         self.device.accesses.store(0, Ordering::Relaxed);
@@ -180,6 +191,19 @@ impl Machine {
             }
         }
         None
+    }
+
+    /// Whether it stopped in the program, or by a fault of it. What strays into random bytes may see undefined flags.
+    pub fn is_in(&self, program: &Program) -> bool {
+        let cpu = &self.interpreter.cpu;
+        let frame = cpu.registers.get(4);
+        let mut places = vec![cpu.rip.wrapping_sub(1)];
+        if (0..=VECTOR).any(|vector| cpu.rip == testing::handler(vector) + 1)
+            && (IST1 - 64..IST1).contains(&frame)
+        {
+            places.extend([get::<u64>(cpu, frame), get::<u64>(cpu, frame + 8)]);
+        }
+        places.iter().any(|place| (program.rip..program.end).contains(place))
     }
 
     /// Goes on behind a halt: at the next instruction after a fault, where an interrupt or trap came after it. Gives
