@@ -90,7 +90,10 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
                 | Pushad
                 | Popa
         ) || instruction.mnemonic() == Popad
-            || matches!(instruction.mnemonic(), Push | Pop | Vcvtps2ph | Frstor | Fldenv | INVALID)
+            || matches!(
+                instruction.mnemonic(),
+                Push | Pop | Vcvtps2ph | Fld | Fstp | Fbld | Fbstp | Frstor | Fldenv | INVALID
+            )
             || instruction.is_jmp_far_indirect()
             || instruction.is_call_far_indirect()
             || instruction.is_call_far(),

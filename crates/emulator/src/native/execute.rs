@@ -216,6 +216,13 @@ fn through_copy(
     // Masked: only the touched bytes may fault; each is looked up alone.
     let mask = if cpu.mode.is_64() { u64::MAX } else { 0xffff_ffff };
     let touched = operand.touched(&cpu.vector);
+    let bytes = (0..size.min(64) as u64).filter(|at| touched >> at & 1 != 0);
+    if let Some(bad) =
+        bytes.map(|at| linear.wrapping_add(at) & mask).find(|&at| !cpu.mmu.paging.is_canonical(at))
+    {
+        // Before any of it is looked up.
+        return Err(cpu.raise(Exception { address: bad, ..Exception::gp(0) }));
+    }
     let mut places: [Option<Place>; 64] = [None; 64];
     let mut copy = Copy([0; LARGEST]);
     for (at, slot) in
