@@ -6,6 +6,8 @@
 //! called: so each instruction has one meaning, the interpreter's, and a fault finds the guest's exact state. To
 //! that end the flags are saved to the frame before anything that may leave.
 
+mod flow;
+
 use iced_x86::{
     Decoder, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
     RflagsBits,
@@ -156,58 +158,6 @@ impl Translator<'_> {
         })
     }
 
-    /// Branches and the stack; `None` for what is neither.
-    fn special(&mut self, i: &Instruction) -> Option<Result<bool, NotCopied>> {
-        let register = |n: u32| (i.op_kind(n) == OpKind::Register).then(|| i.op_register(n));
-        if i.op_kind(0) == OpKind::NearBranch64 && !is_canonical(i.near_branch_target()) {
-            return Some(Err(NotCopied));
-        }
-        Some(match i.mnemonic() {
-            Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => Ok(false),
-            Mnemonic::Jmp if i.op_kind(0) == OpKind::NearBranch64 => {
-                self.save_flags();
-                self.exit_to(i.near_branch_target());
-                Ok(true)
-            }
-            _ if i.is_jcc_short_or_near() && i.op_kind(0) == OpKind::NearBranch64 => {
-                self.conditional_jump(i);
-                Ok(true)
-            }
-            Mnemonic::Call if i.op_kind(0) == OpKind::NearBranch64 => {
-                self.push_next(i);
-                self.exit_to(i.near_branch_target());
-                Ok(true)
-            }
-            Mnemonic::Call if register(0).is_some_and(|r| r.is_gpr64()) => {
-                self.call_register(register(0)?);
-                self.push_next(i);
-                self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.outward_jump(self.stubs.dispatch);
-                Ok(true)
-            }
-            Mnemonic::Jmp if register(0).is_some_and(|r| r.is_gpr64()) => {
-                self.call_register(register(0)?);
-                self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.outward_jump(self.stubs.dispatch);
-                Ok(true)
-            }
-            Mnemonic::Ret if i.stack_pointer_increment() >= 8 && i.op_code().operand_size() != 16 => {
-                self.ret(i);
-                Ok(true)
-            }
-            Mnemonic::Push if i.stack_pointer_increment() == -8 && i.op_kind(0) != OpKind::Memory => {
-                self.push(i)
-            }
-            Mnemonic::Pop
-                if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) =>
-            {
-                self.pop(register(0)?);
-                Ok(false)
-            }
-            _ => return None,
-        })
-    }
-
     /// Saves the flags to the frame, if they are only in the host's. Leaves those as they are.
     fn save_flags(&mut self) {
         if self.flags != Flags::Host {
@@ -247,16 +197,6 @@ impl Translator<'_> {
         self.outward.push((Assembler::at(jump), to));
     }
 
-    fn conditional_jump(&mut self, i: &Instruction) {
-        self.load_flags();
-        self.save_flags();
-        let taken = self.a.jump_if(condition_number(i));
-        self.exit_to(i.next_ip());
-        let here = self.a.here();
-        self.a.land(taken, here);
-        self.exit_to(i.near_branch_target());
-    }
-
     fn call_handler(&mut self, insn: u32) {
         self.a.mov_immediate(ADDRESS, u64::from(insn));
         self.a.mov_immediate(SCRATCH, u64::from(self.source.number));
@@ -290,89 +230,6 @@ impl Translator<'_> {
     /// The same, where the instruction ends the block.
     fn no_resume(&mut self, miss: Jump) {
         self.cold.push(Cold { from: vec![miss], insn: self.insn, load_flags: false, resume: None });
-    }
-
-    fn push(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
-        self.save_flags();
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe(Access::Write, 8);
-        match i.op_kind(0) {
-            OpKind::Register if i.op_register(0).is_gpr64() => {
-                let from = self.guest(i.op_register(0).number() as u8, SCRATCH);
-                self.a.store(from, ADDRESS, 0);
-            }
-            OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
-                self.a.memory(true, &[0xc7], 0, ADDRESS, 0);
-                self.a.bytes.extend_from_slice(&(i.immediate(0) as u32).to_le_bytes());
-            }
-            _ => return Err(NotCopied),
-        }
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
-        self.flags = Flags::Frame;
-        self.resume_here(miss);
-        Ok(false)
-    }
-
-    fn pop(&mut self, register: Register) {
-        self.save_flags();
-        self.a.mov(ADDRESS, GUEST_RSP);
-        let miss = self.probe(Access::Read, 8);
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8);
-        match home(register.number() as u8) {
-            Home::Host(host) => self.a.load(host, ADDRESS, 0),
-            Home::Frame(at) => {
-                self.a.load(SCRATCH, ADDRESS, 0);
-                self.a.store(SCRATCH, RSP, at);
-            }
-        }
-        self.flags = Flags::Frame;
-        self.resume_here(miss);
-    }
-
-    /// Pushes the address of the next instruction.
-    fn push_next(&mut self, i: &Instruction) {
-        self.save_flags();
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe(Access::Write, 8);
-        self.no_resume(miss);
-        self.a.mov_immediate(SCRATCH, i.next_ip());
-        self.a.store(SCRATCH, ADDRESS, 0);
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
-        self.flags = Flags::Frame;
-    }
-
-    /// Checks an indirect branch's target and puts it into the spare slot.
-    fn call_register(&mut self, register: Register) {
-        self.save_flags();
-        let target = self.guest(register.number() as u8, ADDRESS);
-        self.a.mov(ADDRESS, target);
-        self.a.store(ADDRESS, RSP, slot::SPARE);
-        let bad = self.not_canonical();
-        self.no_resume(bad);
-        self.flags = Flags::Frame;
-    }
-
-    /// Whether the address in [`ADDRESS`] is canonical: the jump is taken where not.
-    fn not_canonical(&mut self) -> Jump {
-        self.a.mov(SCRATCH, ADDRESS);
-        self.a.shift(7, SCRATCH, 47);
-        self.a.alu_immediate(true, 0, SCRATCH, 1);
-        self.a.alu_immediate(true, 7, SCRATCH, 1);
-        self.a.jump_if(7)
-    }
-
-    fn ret(&mut self, i: &Instruction) {
-        self.save_flags();
-        self.a.mov(ADDRESS, GUEST_RSP);
-        let miss = self.probe(Access::Read, 8);
-        self.no_resume(miss);
-        self.a.load(ADDRESS, ADDRESS, 0);
-        let bad = self.not_canonical();
-        self.no_resume(bad);
-        let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released);
-        self.flags = Flags::Frame;
-        self.outward_jump(self.stubs.dispatch);
     }
 
     /// The host register that holds a guest's: its own, or `scratch`, loaded from the frame.
@@ -493,8 +350,11 @@ impl Translator<'_> {
             let address = if narrow { displacement & 0xffff_ffff } else { displacement };
             self.a.mov_immediate(ADDRESS, address);
         } else {
-            let disp = i32::try_from(displacement as i64)
-                .or_else(|_| if narrow { Ok(displacement as u32 as i32) } else { Err(NotCopied) })?;
+            let disp = i32::try_from(displacement as i64).or(if narrow {
+                Ok(displacement as u32 as i32)
+            } else {
+                Err(NotCopied)
+            })?;
             let base = match base {
                 Register::None => None,
                 base if base.is_gpr64() || base.is_gpr32() => Some(self.guest(base.number() as u8, ADDRESS)),
@@ -555,11 +415,6 @@ impl Translator<'_> {
     }
 }
 
-/// Whether an address is canonical with 4-level paging. With five levels more are: those are left to the handlers.
-fn is_canonical(address: u64) -> bool {
-    (address << 16) as i64 >> 16 == address as i64
-}
-
 /// Where a guest register lives.
 enum Home {
     Host(Host),
@@ -601,26 +456,4 @@ fn set_memory(copy: &mut Instruction) {
 fn by_count(i: &Instruction) -> bool {
     use Mnemonic::*;
     matches!(i.mnemonic(), Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd)
-}
-
-fn condition_number(i: &Instruction) -> u8 {
-    use iced_x86::ConditionCode::*;
-    match i.condition_code() {
-        o => 0,
-        no => 1,
-        b => 2,
-        ae => 3,
-        e => 4,
-        ne => 5,
-        be => 6,
-        a => 7,
-        s => 8,
-        ns => 9,
-        p => 10,
-        np => 11,
-        l => 12,
-        ge => 13,
-        le => 14,
-        _ => 15,
-    }
 }

@@ -390,7 +390,8 @@ fn definer(random: &mut Random) -> Item {
 fn add(items: &mut Vec<Item>, instruction: Instruction, random: &mut Random) {
     let undefined = instruction.rflags_undefined();
     items.push(Item::Instruction(instruction));
-    if undefined != 0 && undefined != RflagsBits::AF || undefined != 0 && instruction.rflags_cleared() == 0 {
+    let logic = undefined == RflagsBits::AF && instruction.rflags_cleared() != 0;
+    if undefined != 0 && !logic {
         items.push(definer(random));
     }
 }
@@ -411,7 +412,19 @@ fn branch(items: &mut Vec<Item>, random: &mut Random) {
     let to = items.len() + 1 + random.below(6) as usize;
     let near = |code: Code| Instruction::with_branch(code, 0).unwrap();
     let register = Register::RAX + random.below(16) as u32;
-    match random.below(10) {
+    match random.below(11) {
+        n @ (7 | 8) => {
+            // mov $target, %register; mov %register, (STACK_PAGE - 8); then through it, in either way.
+            let place = iced_x86::MemoryOperand::with_displ(STACK_PAGE - 8, 8);
+            let store = Instruction::with2(Code::Mov_rm64_r64, place, register).unwrap();
+            let code = if n == 7 { Code::Jmp_rm64 } else { Code::Call_rm64 };
+            items.push(Item::Towards(
+                Instruction::with2(Code::Mov_r64_imm64, register, 0u64).unwrap(),
+                to + 2,
+            ));
+            items.push(Item::Instruction(store));
+            items.push(Item::Instruction(Instruction::with1(code, place).unwrap()));
+        }
         0 => items.push(Item::Towards(near(Code::Jmp_rel32_64), to)),
         1 => items.push(Item::Towards(near(Code::Call_rel32_64), to)),
         2 => items.push(Item::Towards(near(Code::Loop_rel8_64_RCX), to)),

@@ -46,7 +46,7 @@ struct Device {
 
 impl Device {
     fn accessed(&self) {
-        if self.accesses.fetch_add(1, Ordering::Relaxed) % 3 == 0 {
+        if self.accesses.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
             *self.interrupts.pending.lock().unwrap() = Some(VECTOR);
             self.attention.raise(Signals::INTERRUPT);
         }

@@ -1,0 +1,204 @@
+//! Branches and the stack, written out.
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::{Flags, Home, NotCopied, Translator, home};
+use crate::jit::assembler::{ADDRESS, GUEST_RSP, Jump, RSP, SCRATCH};
+use crate::jit::frame::slot;
+use crate::mmu::Access;
+
+impl Translator<'_> {
+    /// Branches and the stack; `None` for what is neither.
+    pub(super) fn special(&mut self, i: &Instruction) -> Option<Result<bool, NotCopied>> {
+        let register = |n: u32| (i.op_kind(n) == OpKind::Register).then(|| i.op_register(n));
+        if i.op_kind(0) == OpKind::NearBranch64 && !is_canonical(i.near_branch_target()) {
+            return Some(Err(NotCopied));
+        }
+        Some(match i.mnemonic() {
+            Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => Ok(false),
+            Mnemonic::Jmp if i.op_kind(0) == OpKind::NearBranch64 => {
+                self.save_flags();
+                self.exit_to(i.near_branch_target());
+                Ok(true)
+            }
+            _ if i.is_jcc_short_or_near() && i.op_kind(0) == OpKind::NearBranch64 => {
+                self.conditional_jump(i);
+                Ok(true)
+            }
+            Mnemonic::Call if i.op_kind(0) == OpKind::NearBranch64 => {
+                self.push_next(i);
+                self.exit_to(i.near_branch_target());
+                Ok(true)
+            }
+            Mnemonic::Call if register(0).is_some_and(|r| r.is_gpr64()) => {
+                self.call_register(register(0)?);
+                self.push_next(i);
+                self.a.load(ADDRESS, RSP, slot::SPARE);
+                self.outward_jump(self.stubs.dispatch);
+                Ok(true)
+            }
+            Mnemonic::Jmp if register(0).is_some_and(|r| r.is_gpr64()) => {
+                self.call_register(register(0)?);
+                self.a.load(ADDRESS, RSP, slot::SPARE);
+                self.outward_jump(self.stubs.dispatch);
+                Ok(true)
+            }
+            _ if (i.is_call_near_indirect() || i.is_jmp_near_indirect()) && i.memory_size().size() == 8 => {
+                self.branch_through_memory(i)
+            }
+            Mnemonic::Ret if i.stack_pointer_increment() >= 8 && i.op_code().operand_size() != 16 => {
+                self.ret(i);
+                Ok(true)
+            }
+            Mnemonic::Push if i.stack_pointer_increment() == -8 && i.op_kind(0) != OpKind::Memory => {
+                self.push(i)
+            }
+            Mnemonic::Pop
+                if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) =>
+            {
+                self.pop(register(0)?);
+                Ok(false)
+            }
+            _ => return None,
+        })
+    }
+
+    fn conditional_jump(&mut self, i: &Instruction) {
+        self.load_flags();
+        self.save_flags();
+        let taken = self.a.jump_if(condition_number(i));
+        self.exit_to(i.next_ip());
+        let here = self.a.here();
+        self.a.land(taken, here);
+        self.exit_to(i.near_branch_target());
+    }
+
+    fn push(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
+        self.save_flags();
+        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
+        let miss = self.probe(Access::Write, 8);
+        match i.op_kind(0) {
+            OpKind::Register if i.op_register(0).is_gpr64() => {
+                let from = self.guest(i.op_register(0).number() as u8, SCRATCH);
+                self.a.store(from, ADDRESS, 0);
+            }
+            OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
+                self.a.memory(true, &[0xc7], 0, ADDRESS, 0);
+                self.a.bytes.extend_from_slice(&(i.immediate(0) as u32).to_le_bytes());
+            }
+            _ => return Err(NotCopied),
+        }
+        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.flags = Flags::Frame;
+        self.resume_here(miss);
+        Ok(false)
+    }
+
+    fn pop(&mut self, register: Register) {
+        self.save_flags();
+        self.a.mov(ADDRESS, GUEST_RSP);
+        let miss = self.probe(Access::Read, 8);
+        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8);
+        match home(register.number() as u8) {
+            Home::Host(host) => self.a.load(host, ADDRESS, 0),
+            Home::Frame(at) => {
+                self.a.load(SCRATCH, ADDRESS, 0);
+                self.a.store(SCRATCH, RSP, at);
+            }
+        }
+        self.flags = Flags::Frame;
+        self.resume_here(miss);
+    }
+
+    /// Pushes the address of the next instruction.
+    fn push_next(&mut self, i: &Instruction) {
+        self.save_flags();
+        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
+        let miss = self.probe(Access::Write, 8);
+        self.no_resume(miss);
+        self.a.mov_immediate(SCRATCH, i.next_ip());
+        self.a.store(SCRATCH, ADDRESS, 0);
+        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.flags = Flags::Frame;
+    }
+
+    /// Checks an indirect branch's target and puts it into the spare slot.
+    fn call_register(&mut self, register: Register) {
+        self.save_flags();
+        let target = self.guest(register.number() as u8, ADDRESS);
+        self.a.mov(ADDRESS, target);
+        self.a.store(ADDRESS, RSP, slot::SPARE);
+        let bad = self.not_canonical();
+        self.no_resume(bad);
+        self.flags = Flags::Frame;
+    }
+
+    /// CALL and JMP to an address in memory.
+    fn branch_through_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
+        self.save_flags();
+        self.effective_address(i, true)?;
+        let miss = self.probe(Access::Read, 8);
+        self.no_resume(miss);
+        self.a.load(ADDRESS, ADDRESS, 0);
+        self.a.store(ADDRESS, RSP, slot::SPARE);
+        let bad = self.not_canonical();
+        self.no_resume(bad);
+        self.flags = Flags::Frame;
+        if i.is_call_near_indirect() {
+            self.push_next(i);
+        }
+        self.a.load(ADDRESS, RSP, slot::SPARE);
+        self.outward_jump(self.stubs.dispatch);
+        Ok(true)
+    }
+
+    /// Whether the address in [`ADDRESS`] is canonical: the jump is taken where not.
+    fn not_canonical(&mut self) -> Jump {
+        self.a.mov(SCRATCH, ADDRESS);
+        self.a.shift(7, SCRATCH, 47);
+        self.a.alu_immediate(true, 0, SCRATCH, 1);
+        self.a.alu_immediate(true, 7, SCRATCH, 1);
+        self.a.jump_if(7)
+    }
+
+    fn ret(&mut self, i: &Instruction) {
+        self.save_flags();
+        self.a.mov(ADDRESS, GUEST_RSP);
+        let miss = self.probe(Access::Read, 8);
+        self.no_resume(miss);
+        self.a.load(ADDRESS, ADDRESS, 0);
+        let bad = self.not_canonical();
+        self.no_resume(bad);
+        let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
+        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released);
+        self.flags = Flags::Frame;
+        self.outward_jump(self.stubs.dispatch);
+    }
+}
+
+/// Whether an address is canonical with 4-level paging. With five levels more are: those are left to the handlers.
+fn is_canonical(address: u64) -> bool {
+    (address << 16) as i64 >> 16 == address as i64
+}
+
+fn condition_number(i: &Instruction) -> u8 {
+    use iced_x86::ConditionCode::*;
+    match i.condition_code() {
+        o => 0,
+        no => 1,
+        b => 2,
+        ae => 3,
+        e => 4,
+        ne => 5,
+        be => 6,
+        a => 7,
+        s => 8,
+        ns => 9,
+        p => 10,
+        np => 11,
+        l => 12,
+        ge => 13,
+        le => 14,
+        _ => 15,
+    }
+}
