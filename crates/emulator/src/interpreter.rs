@@ -11,8 +11,8 @@ use crate::block::{Blocks, NO_BLOCK, NewBlock, Regime};
 use crate::cpu::Cpu;
 use crate::decode::MOST;
 use crate::insn::{Insn, Stop};
-use crate::jit::Jit;
 use crate::instructions::event::{Event, TripleFault};
+use crate::jit::Jit;
 use crate::mmu::{Access, NO_PAGE};
 use crate::shared::Peers;
 
@@ -422,14 +422,14 @@ impl Interpreter {
         if let Some(number) = self.blocks.find(offset, rip, self.cpu.mode) {
             let block = *self.blocks.get(number);
             // An instruction that crosses into another page is only good for the translation it was decoded with.
-            if block.pages[1] == NO_PAGE {
-                if self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset) {
-                    self.blocks.remember(rip, regime, number);
-                    return Ok(number);
-                }
+            if block.pages[1] == NO_PAGE
+                && (self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset))
+            {
+                self.blocks.remember(rip, regime, number);
+                return Ok(number);
             }
         }
-        self.decode_block(rip, linear, offset, regime)
+        self.decode_block(rip, offset, regime)
     }
 
     fn refresh(&mut self, number: u32, offset: Offset) -> bool {
@@ -480,7 +480,7 @@ impl Interpreter {
         generation
     }
 
-    fn decode_block(&mut self, rip: u64, linear: u64, offset: Offset, regime: Regime) -> Result<u32, Stop> {
+    fn decode_block(&mut self, rip: u64, offset: Offset, regime: Regime) -> Result<u32, Stop> {
         if self.blocks.is_full() {
             self.forget();
         }
@@ -495,7 +495,7 @@ impl Interpreter {
             // The stubs of all blocks are gone.
             self.forget();
             self.scratch = insns;
-            return self.decode_block(rip, linear, offset, regime);
+            return self.decode_block(rip, offset, regime);
         }
         let number = if decoded.truncated || insns.is_empty() {
             NO_BLOCK
