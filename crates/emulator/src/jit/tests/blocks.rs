@@ -90,6 +90,10 @@ fn same(machines: &mut [Machine; 2], program: &Program, start: &Start) -> Result
             return Err(format!("stop {stops}: {one}, translated {other}"));
         }
         if let Some(text) = compare(interpreted, translated) {
+            // It has overwritten what would have defined the flags.
+            if !interpreted.holds(program) && text.starts_with("rflags") && text.lines().count() == 1 {
+                return Ok(None);
+            }
             return Err(format!("stop {stops} ({one}):\n{text}"));
         }
         if !(interpreted.resume(program, start.user) & translated.resume(program, start.user)) {

@@ -206,6 +206,11 @@ impl Machine {
         places.iter().any(|place| (program.rip..program.end).contains(place))
     }
 
+    /// Whether the program is as it was.
+    pub fn holds(&self, program: &Program) -> bool {
+        (program.rip..).zip(&program.bytes).all(|(at, &byte)| get::<u8>(&self.interpreter.cpu, at) == byte)
+    }
+
     /// Goes on behind a halt: at the next instruction after a fault, where an interrupt or trap came after it. Gives
     /// false where the program has ended or left its code.
     pub fn resume(&mut self, program: &Program, user: bool) -> bool {
