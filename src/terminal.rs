@@ -51,8 +51,9 @@ impl Drop for RawMode {
 /// Restores the terminal where it is in raw mode.
 pub fn restore() {
     if let Some(saved) = lock().take() {
-        // Output in flight is meant for the raw mode. A terminal that has gone away needs no restoring.
-        let _ = tcsetattr(&saved.fd, OptionalActions::Drain, &saved.cooked);
+        // At once: waiting for the output would wait for ever where nobody reads, and what is written already was
+        // treated by the raw mode. A terminal that has gone away needs no restoring.
+        let _ = tcsetattr(&saved.fd, OptionalActions::Now, &saved.cooked);
     }
 }
 

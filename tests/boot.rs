@@ -75,6 +75,40 @@ fn the_cloud_kernel_boots() {
 }
 
 #[test]
+fn vcpus_that_compute_at_once_compute_what_one_does() {
+    let script = "for round in 1 2 3; do for job in 1 2 3 4 5 6; do \
+                  (seq 1 3000 | gzip | gunzip | sha256sum; seq 1 2000 | sort -r | sort -n | sha256sum) & done; wait; done \
+                  | sort | uniq -c";
+    let output = exec("4", script);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let digest = |last: u32| {
+        let text: String = (1..=last).map(|number| format!("{number}\n")).collect();
+        hex(&Sha256::digest(text))
+    };
+    let mut expected = [digest(3000), digest(2000)].map(|digest| format!("18 {digest} -"));
+    expected.sort_by_key(|line| line[3..].to_owned());
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<_> = text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn too_little_memory_for_the_guest_is_refused_or_a_reset_that_is_named() {
+    for (memory, status, why) in [
+        ("16M", 240, "too big for the memory"),
+        ("64M", 240, "too big for the memory"),
+        ("80M", 240, "too big for the memory"),
+        ("96M", 242, "asked for a reset"),
+    ] {
+        let output = run_within(&mut machine(&["--memory", memory, "--exec", "true"]), LIMIT);
+        let text = stderr(&output);
+        // A later kernel may need more, or less.
+        let refused = output.status.code() == Some(240) && text.contains("too big for the memory");
+        assert!(refused || (output.status.code() == Some(status) && text.contains(why)), "{memory}: {text}");
+    }
+}
+
+#[test]
 fn a_commands_output_errors_and_status_come_through_apart() {
     let output = exec("1", "echo out; echo error >&2; exit 7");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n");

@@ -27,6 +27,16 @@ struct Session {
     _kernel: Option<KernelFile>,
 }
 
+/// A terminal: the user's end and the program's end.
+fn pty() -> (OwnedFd, OwnedFd) {
+    let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&user).unwrap();
+    unlockpt(&user).unwrap();
+    let name = ptsname(&user, Vec::new()).unwrap();
+    let program = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+    (user, program)
+}
+
 impl Session {
     fn start() -> Self {
         let kernel = KernelFile::with_code(b"\xfa\xeb\xfe");
@@ -35,11 +45,7 @@ impl Session {
     }
 
     fn with(arguments: &[&str], kernel: Option<KernelFile>) -> Self {
-        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&user).unwrap();
-        unlockpt(&user).unwrap();
-        let name = ptsname(&user, Vec::new()).unwrap();
-        let program = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let (user, program) = pty();
         let end = || Stdio::from(program.try_clone().unwrap());
         let mut command = ringside();
         command.args(["--engine", "soft"]).args(arguments);
@@ -78,8 +84,17 @@ impl Session {
     }
 
     fn see(&mut self, text: &str) {
+        self.see_until(text, |seen| seen.contains(text));
+    }
+
+    /// Waits until the last that was written is this, as a prompt is.
+    fn see_at_the_end(&mut self, text: &str) {
+        self.see_until(text, |seen| seen.ends_with(text));
+    }
+
+    fn see_until(&mut self, text: &str, enough: impl Fn(&str) -> bool) {
         let limit = Instant::now() + LIMIT;
-        while !String::from_utf8_lossy(&self.seen).contains(text) {
+        while !enough(&String::from_utf8_lossy(&self.seen)) {
             let left = limit.saturating_duration_since(Instant::now());
             let more = self.screen.recv_timeout(left);
             let seen = String::from_utf8_lossy(&self.seen).into_owned();
@@ -88,13 +103,27 @@ impl Session {
     }
 
     fn end(mut self) -> Option<i32> {
-        let status = self.child.wait().unwrap();
+        let limit = Instant::now() + LIMIT;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < limit, "it does not end: {:?}", String::from_utf8_lossy(&self.seen));
+            std::thread::sleep(Duration::from_millis(5));
+        };
         assert!(!self.is_raw(), "the terminal is left raw");
         status.code()
     }
 
     fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -154,9 +183,34 @@ fn the_guests_shell_is_a_shell() {
     session.press(b"\x03");
     session.press(b"echo status $?\r");
     session.see("\nstatus 130\r\n");
-    // Ctrl-D ends the shell.
+    // Ctrl-D ends the shell, once it asks for the next command.
+    session.see_at_the_end(":~# ");
     session.press(b"\x04");
     assert_eq!(session.end(), Some(0));
+}
+
+#[test]
+fn a_flood_of_output_ends_at_ctrl_a_x_even_where_nobody_reads() {
+    // mov dx, 0x3f8; mov al, 'x'; out dx, al; jmp to the write
+    let kernel = KernelFile::with_code(b"\x66\xba\xf8\x03\xb0\x78\xee\xeb\xfd");
+    let (user, program) = pty();
+    let end = || Stdio::from(program.try_clone().unwrap());
+    let mut command = ringside();
+    command.args(["--engine", "soft", "--memory", "32M", "--exits", "off", "--kernel"]).arg(kernel.path());
+    let mut child = command.stdin(end()).stdout(end()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    let pressed = Instant::now();
+    File::from(user.try_clone().unwrap()).write_all(b"\x01x").unwrap();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if pressed.elapsed() > Duration::from_secs(2) {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.code(), Some(244));
 }
 
 #[test]
@@ -164,11 +218,7 @@ fn a_run_that_is_refused_leaves_the_terminal_as_it_was() {
     for arguments in
         [&["run", "--kernel", "/nonexistent"][..], &["run", "--cpus", "0"], &["run", "--kernel", "/tmp"]]
     {
-        let user = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&user).unwrap();
-        unlockpt(&user).unwrap();
-        let name = ptsname(&user, Vec::new()).unwrap();
-        let program = rustix::fs::open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let (_user, program) = pty();
         let before = tcgetattr(&program).unwrap();
         let end = || Stdio::from(program.try_clone().unwrap());
         let status = ringside().args(arguments).stdin(end()).stdout(end()).stderr(end()).status().unwrap();
