@@ -55,6 +55,67 @@ impl std::fmt::Debug for IrqLine {
     }
 }
 
+/// What the controller makes of a line that several devices share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Level-triggered, as PCI's INTx pins: the line is high while one of the devices holds it high.
+    Level,
+    /// Edge-triggered, as an ISA line that a second card sits on: the same, and the line falls for an instant when
+    /// another device joins, which is the edge that the controller would not see otherwise.
+    Edge,
+}
+
+/// Several devices on one line.
+pub struct SharedLine {
+    line: IrqLine,
+    sharing: Sharing,
+    levels: Mutex<SharedLevels>,
+}
+
+#[derive(Default)]
+struct SharedLevels {
+    /// By the input's number.
+    inputs: Vec<bool>,
+    high: usize,
+}
+
+impl SharedLine {
+    /// Nobody on `line` yet, which must have no other driver.
+    pub fn new(line: IrqLine, sharing: Sharing) -> Arc<Self> {
+        Arc::new(Self { line, sharing, levels: Mutex::default() })
+    }
+
+    /// The end for one more device.
+    pub fn input(self: &Arc<Self>) -> IrqLine {
+        let mut levels = self.lock();
+        levels.inputs.push(false);
+        let number = u32::try_from(levels.inputs.len() - 1).unwrap_or(u32::MAX);
+        IrqLine::new(self.clone(), number)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, SharedLevels> {
+        self.levels.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl IrqSink for SharedLine {
+    fn set_line(&self, input: u32, level: bool) {
+        let mut levels = self.lock();
+        let Some(input) = levels.inputs.get_mut(input as usize) else { return };
+        if std::mem::replace(input, level) == level {
+            return;
+        }
+        levels.high = if level { levels.high + 1 } else { levels.high.saturating_sub(1) };
+        // With the levels locked, so that changes arrive in their order.
+        if level && levels.high > 1 && self.sharing == Sharing::Edge {
+            self.line.set(false);
+        }
+        if level || levels.high == 0 {
+            self.line.set(level);
+        }
+    }
+}
+
 /// Most changes that a [`RecordedLines`] keeps.
 const RECORD_LIMIT: usize = 65536;
 
@@ -131,5 +192,36 @@ mod tests {
         lines.line(1).set(true);
         assert_eq!(lines.take_edges(1), 1);
         assert!(lines.level(1));
+    }
+
+    #[test]
+    fn a_shared_level_is_high_until_its_last_device_lets_go() {
+        let lines = RecordedLines::new();
+        let shared = SharedLine::new(lines.line(17), Sharing::Level);
+        let devices: Vec<_> = (0..40).map(|_| shared.input()).collect();
+        for device in &devices {
+            device.set(true);
+            device.set(true);
+        }
+        assert_eq!(lines.take_changes(), [(17, true)]);
+        for device in &devices {
+            assert!(lines.level(17));
+            device.set(false);
+            device.set(false);
+        }
+        assert_eq!(lines.take_changes(), [(17, false)]);
+    }
+
+    #[test]
+    fn each_rise_of_a_shared_edge_is_an_edge() {
+        let lines = RecordedLines::new();
+        let shared = SharedLine::new(lines.line(4), Sharing::Edge);
+        let (first, second) = (shared.input(), shared.input());
+        first.set(true);
+        second.set(true);
+        first.set(false);
+        assert!(lines.level(4));
+        second.set(false);
+        assert_eq!(lines.take_changes(), [(4, true), (4, false), (4, true), (4, false)]);
     }
 }

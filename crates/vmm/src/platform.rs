@@ -9,7 +9,7 @@ use devices::cmos::{self, Cmos, CmosConfig};
 use devices::debug_exit::{self, DebugExit};
 use devices::hpet::{self, Hpet, LegacyLine};
 use devices::i8042::{self, I8042};
-use devices::irq::{IrqLine, IrqSink};
+use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
 use devices::pci::{self, ConfigPorts, PciBus};
 use devices::pit;
 use devices::request::RequestSink;
@@ -97,10 +97,10 @@ impl Platform {
             add_test_device(&bus, &config.irqs)?;
         }
 
-        let com1_and_com3 = SharedLine::new(line(serial::COM1_IRQ));
+        let com1_and_com3 = SharedLine::new(line(serial::COM1_IRQ), Sharing::Edge);
         let mut ports = Vec::new();
-        for (index, ((name, base, irq), output)) in SERIAL_PORTS.into_iter().zip(config.outputs).enumerate() {
-            let line = if irq == serial::COM1_IRQ { com1_and_com3.input(index as u32) } else { line(irq) };
+        for ((name, base, irq), output) in SERIAL_PORTS.into_iter().zip(config.outputs) {
+            let line = if irq == serial::COM1_IRQ { com1_and_com3.input() } else { line(irq) };
             let port = Serial::new(line, Box::new(output), config.timers);
             bus.insert(Space::Port, base, serial::PORTS, name, port.clone())?;
             ports.push(port);
@@ -199,42 +199,6 @@ fn lock(serial: &Mutex<Serial>) -> std::sync::MutexGuard<'_, Serial> {
     serial.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Several devices on one line: it is high while one of them holds it high.
-struct SharedLine {
-    line: IrqLine,
-    high: Mutex<u32>,
-}
-
-impl SharedLine {
-    fn new(line: IrqLine) -> Arc<Self> {
-        Arc::new(Self { line, high: Mutex::new(0) })
-    }
-
-    /// The end for device `index`, below 32.
-    fn input(self: &Arc<Self>, index: u32) -> IrqLine {
-        IrqLine::new(self.clone(), index)
-    }
-}
-
-impl IrqSink for SharedLine {
-    fn set_line(&self, index: u32, level: bool) {
-        let mut high = self.high.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = *high;
-        if level {
-            *high |= 1 << (index & 31);
-        } else {
-            *high &= !(1 << (index & 31));
-        }
-        if level && before != 0 && before != *high {
-            // An edge-triggered controller would not see the second device.
-            self.line.set(false);
-        }
-        if level || *high == 0 {
-            self.line.set(*high != 0);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,20 +206,6 @@ mod tests {
     use devices::clock::ManualTime;
     use devices::irq::RecordedLines;
     use engine::Bus;
-
-    #[test]
-    fn a_shared_line_stays_high_until_its_last_device_lets_go_and_each_rise_is_an_edge() {
-        let lines = RecordedLines::new();
-        let shared = SharedLine::new(lines.line(4));
-        let (first, second) = (shared.input(0), shared.input(2));
-        first.set(true);
-        second.set(true);
-        first.set(false);
-        assert!(lines.level(4));
-        second.set(false);
-        assert!(!lines.level(4));
-        assert_eq!(lines.take_changes(), [(4, true), (4, false), (4, true), (4, false)]);
-    }
 
     fn platform(debug_exit: Option<u16>) -> (Ending, Result<Platform, BuildError>) {
         let ending = Ending::new();
