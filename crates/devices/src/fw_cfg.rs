@@ -33,6 +33,8 @@ mod key {
     /// No display.
     pub(super) const NO_GRAPHIC: u16 = 0x04;
     pub(super) const NB_CPUS: u16 = 0x05;
+    /// Whether firmware offers its boot menu.
+    pub(super) const BOOT_MENU: u16 = 0x0e;
     pub(super) const MAX_CPUS: u16 = 0x0f;
     pub(super) const FILE_DIRECTORY: u16 = 0x19;
     /// The first file's; the others follow.
@@ -45,6 +47,8 @@ mod key {
 const INTERFACES: u32 = 0b11;
 /// Bytes of a file's name in the directory, with its NUL.
 const NAME_SIZE: usize = 56;
+/// The most bytes of a file's name.
+pub const MAX_NAME: usize = NAME_SIZE - 1;
 /// Bytes of a DMA descriptor.
 const DESCRIPTOR_SIZE: usize = 16;
 /// Bytes that DMA moves at a time.
@@ -77,7 +81,9 @@ pub struct FwCfgConfig {
     pub memory: u64,
     /// vCPUs, all of which are there from the start.
     pub cpus: u16,
-    /// Names, of at most 55 bytes, and contents.
+    /// Whether firmware offers its boot menu.
+    pub boot_menu: bool,
+    /// Names, of at most [`MAX_NAME`] bytes, and contents.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
@@ -100,6 +106,7 @@ impl FwCfg {
             (key::RAM_SIZE, config.memory.to_le_bytes().to_vec()),
             (key::NO_GRAPHIC, 1u16.to_le_bytes().to_vec()),
             (key::NB_CPUS, config.cpus.to_le_bytes().to_vec()),
+            (key::BOOT_MENU, u16::from(config.boot_menu).to_le_bytes().to_vec()),
             (key::MAX_CPUS, config.cpus.to_le_bytes().to_vec()),
             (key::IRQ0_OVERRIDE, 1u32.to_le_bytes().to_vec()),
             (key::FILE_DIRECTORY, directory(&config.files)),
@@ -187,7 +194,7 @@ fn directory(files: &[(String, Vec<u8>)]) -> Vec<u8> {
         bytes.extend(key.to_be_bytes());
         bytes.extend([0; 2]);
         let mut field = [0; NAME_SIZE];
-        let len = name.len().min(NAME_SIZE - 1);
+        let len = name.len().min(MAX_NAME);
         field[..len].copy_from_slice(&name.as_bytes()[..len]);
         bytes.extend(field);
     }
@@ -272,7 +279,10 @@ mod tests {
 
     fn device(memory: &Ram) -> FwCfg {
         let files = vec![("etc/one".into(), vec![1; 5]), ("etc/two".into(), (0..100).collect())];
-        FwCfg::new(&FwCfgConfig { memory: 3 << 30, cpus: 4, files }, Box::new(memory.clone()))
+        FwCfg::new(
+            &FwCfgConfig { memory: 3 << 30, cpus: 4, boot_menu: true, files },
+            Box::new(memory.clone()),
+        )
     }
 
     fn item(device: &mut FwCfg, key: u16, len: usize) -> Vec<u8> {
@@ -293,6 +303,7 @@ mod tests {
         assert_eq!(item(&mut device, 3, 8), (3u64 << 30).to_le_bytes());
         assert_eq!(item(&mut device, 5, 3), [4, 0, 0]);
         assert_eq!(item(&mut device, 0x0f, 2), [4, 0]);
+        assert_eq!(item(&mut device, 0x0e, 2), [1, 0]);
         assert_eq!(item(&mut device, 0x7777, 2), [0, 0]);
     }
 

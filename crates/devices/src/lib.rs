@@ -17,6 +17,7 @@ pub mod acpi_pm;
 pub mod bus;
 pub mod clock;
 pub mod cmos;
+pub mod debug_console;
 pub mod debug_exit;
 #[cfg(test)]
 mod fuzz;

@@ -23,6 +23,8 @@ pub struct Interpreter {
     pub(crate) blocks: Blocks,
     pub(crate) attention: Arc<Attention>,
     peers: Peers,
+    /// What the memory's layout was when translations were looked up.
+    layout: u64,
     /// An interrupt waits at the local APIC for RFLAGS.IF.
     interrupt_waits: bool,
     /// NMIs were blocked when the controller was last asked: ask again when they no longer are.
@@ -59,8 +61,10 @@ impl Interpreter {
             cpu,
             blocks: Blocks::new(),
             attention,
+        let layout = cpu.memory.layout_generation();
             peers,
             interrupt_waits: false,
+            layout,
             nmi_waits: false,
             native_generation,
             scratch: Vec::new(),
@@ -408,6 +412,11 @@ impl Interpreter {
         // Outside 64-bit mode the same RIP is another place in another code segment.
         (u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16) ^ self.cpu.bases[1] << 32
     }
+        let layout = self.cpu.memory.layout_generation();
+        if layout != self.layout {
+            self.layout = layout;
+            self.cpu.mmu.tlb.flush_all();
+        }
 
     /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.
     #[inline(never)]

@@ -9,11 +9,15 @@
 
 mod access;
 mod marks;
+mod shadow;
+mod twin;
 
 use std::sync::Arc;
 
 pub use access::Scalar;
 pub use marks::{PageMarks, PageTracker};
+use shadow::Shadow;
+pub use shadow::{ShadowArea, Shadowing};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// Bytes in a page.
@@ -87,6 +91,7 @@ pub(crate) struct Ram {
 pub struct GuestMemory {
     ram: Arc<Ram>,
     regions: Arc<[Placed]>,
+    shadow: Option<Arc<Shadow>>,
     vm: GuestMemoryMmap<PageTracker>,
 }
 
@@ -115,7 +120,41 @@ impl GuestMemory {
             .collect::<Result<Vec<_>, MemoryError>>()?;
         let vm = GuestMemoryMmap::from_arc_regions(vm)
             .map_err(|_| MemoryError::BadRegion { start: 0, len: total })?;
-        Ok(Self { ram, regions: placed.into(), vm })
+        Ok(Self { ram, regions: placed.into(), shadow: None, vm })
+    }
+
+    /// The same with shadow RAM: the two ranges of `area` are regions.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`MemoryError::BadRegion`] also where one of the ranges is no region.
+    pub fn with_shadow(regions: &[Region], area: ShadowArea) -> Result<Self, MemoryError> {
+        let mut memory = Self::new(regions)?;
+        let place = |range: &std::ops::Range<u64>| {
+            let len = range.end.wrapping_sub(range.start);
+            let found = memory.regions.iter().find(|p| p.region.start == range.start && p.region.len == len);
+            found.map(|p| p.offset).ok_or(MemoryError::BadRegion { start: range.start, len })
+        };
+        let shadow = Shadow::new(area.clone(), place(&area.ram)?, place(&area.rom)?);
+        memory.shadow = Some(Arc::new(shadow));
+        Ok(memory)
+    }
+
+    /// Says which accesses to `range` the shadow RAM answers. Whoever keeps what [`Self::locate`] gave has to ask again.
+    pub fn set_shadowing(&self, range: std::ops::Range<u64>, shadowing: Shadowing) {
+        if let Some(shadow) = &self.shadow {
+            shadow.set(range, shadowing);
+        }
+    }
+
+    /// A number that changes whenever [`Self::locate`] may give something else than before.
+    #[inline]
+    pub fn layout_generation(&self) -> u64 {
+        self.shadow.as_ref().map_or(0, |shadow| shadow.generation())
+    }
+
+    /// The addresses of the shadow RAM, where there is one.
+    pub fn shadow_area(&self) -> Option<std::ops::Range<u64>> {
+        self.shadow.as_ref().map(|shadow| shadow.area().clone())
     }
 
     /// The same memory for devices and loaders. Writes through it reach read-only regions too.
@@ -153,9 +192,11 @@ impl GuestMemory {
     pub fn locate(&self, address: u64) -> Option<Location> {
         self.regions.iter().find_map(|p| {
             let within = address.wrapping_sub(p.region.start);
-            (within < p.region.len)
-                .then(|| Location { offset: p.offset + within, read_only: p.region.read_only })
-        })
+            (within < p.region.len).then(|| match &self.shadow {
+                Some(shadow) if shadow.area().start == p.region.start => shadow.locate(within),
+                _ => Some(Location { offset: p.offset + within, read_only: p.region.read_only }),
+            })
+        })?
     }
 
     /// The guest-physical address of an offset.
@@ -313,6 +354,36 @@ mod tests {
         }
         let region = Region { start: 0, len: 0x2000, read_only: false };
         assert!(GuestMemory::new(&[region, Region { start: 0x1000, ..region }]).is_err());
+    }
+
+    #[test]
+    fn shadow_ram_hides_and_shows_page_by_page() {
+        let region = |range: std::ops::Range<u64>, read_only| Region {
+            start: range.start,
+            len: range.end - range.start,
+            read_only,
+        };
+        let area = ShadowArea { ram: 0xc_0000..0x10_0000, rom: 0xfffc_0000..0x1_0000_0000, shown: 0x2_0000 };
+        let regions =
+            [region(0..0xa_0000, false), region(area.ram.clone(), true), region(area.rom.clone(), true)];
+        let memory = GuestMemory::with_shadow(&regions, area.clone()).unwrap();
+        let rom = |address: u64| memory.locate(address).unwrap();
+        assert_eq!(memory.locate(0xd_ffff), None, "no ROM shows there");
+        assert_eq!(memory.locate(0xe_0000), Some(rom(0xfffe_0000)));
+        assert_eq!(memory.locate(0xf_fff0), Some(rom(0xffff_fff0)));
+        let before = memory.layout_generation();
+        memory.set_shadowing(0xf_0000..0x10_0000, Shadowing { read: true, write: true });
+        assert_ne!(memory.layout_generation(), before);
+        assert_eq!(memory.locate(0xe_ffff), Some(rom(0xfffe_ffff)));
+        let ram = memory.locate(0xf_0010).unwrap();
+        assert_eq!((ram.offset, ram.read_only), (0xa_0000 + 0x3_0010, false));
+        memory.set_shadowing(0xf_0000..0xf_4000, Shadowing { read: true, write: false });
+        assert_eq!(memory.locate(0xf_0010), Some(Location { read_only: true, ..ram }));
+        assert!(!memory.locate(0xf_4000).unwrap().read_only);
+        memory.set_shadowing(0xc_0000..0x10_0000, Shadowing { read: false, write: false });
+        assert_eq!(memory.locate(0xf_0010), Some(rom(0xffff_0010)));
+        let missing = ShadowArea { rom: 0..0x1000, ..area };
+        assert!(GuestMemory::with_shadow(&regions, missing).is_err());
     }
 
     #[test]

@@ -206,6 +206,14 @@ impl ConfigSpace {
         before
     }
 
+    /// Lets the guest change the bits of `mask` in the byte at `offset`, a register of the function's own.
+    pub fn make_writable(&mut self, offset: u16, mask: u8) {
+        let offset = usize::from(offset);
+        if let Some(writable) = self.writable.get_mut(offset / 4) {
+            *writable |= u32::from(mask) << (8 * (offset % 4));
+        }
+    }
+
     /// Base address register `index`, where the function has one.
     pub fn bar(&self, index: usize) -> Option<Bar> {
         let (kind, size) = (*self.bars.get(index)?)?;

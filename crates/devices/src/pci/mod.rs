@@ -21,7 +21,7 @@ mod host_bridge;
 pub use config_ports::{CONFIG_BASE, CONFIG_PORTS, ConfigPorts};
 pub use config_space::{Bar, BarKind, ConfigError, ConfigSpace, Header};
 pub use ecam::{ECAM_BUS_SIZE, Ecam};
-pub use host_bridge::HostBridge;
+pub use host_bridge::{HostBridge, PamEffect, PamSegment};
 
 /// A write to a double word of configuration space: the value, and the bits of it whose bytes were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +88,13 @@ impl PciBus {
 
     /// A bus with the host bridge at 00:00.0.
     pub fn with_host_bridge() -> Arc<Self> {
+        Self::with(HostBridge::new())
+    }
+
+    /// A bus with this host bridge at 00:00.0.
+    pub fn with(bridge: HostBridge) -> Arc<Self> {
         let bus = Self::new();
-        bus.insert(Address::on_bus_0(0, 0), Arc::new(Mutex::new(HostBridge::new())));
+        bus.insert(Address::on_bus_0(0, 0), Arc::new(Mutex::new(bridge)));
         bus
     }
 
