@@ -10,7 +10,6 @@
 mod access;
 mod marks;
 mod shadow;
-mod twin;
 
 use std::sync::Arc;
 
