@@ -1,8 +1,17 @@
 //! ACPI's fixed hardware, as the ACPI specification's chapter "ACPI Hardware Specification" has it: the PM1a registers,
 //! the power-management timer, one block of general-purpose events, and the SMI command port that hands them over.
 //!
-//! The constants are what the FADT says of it. Map [`WINDOWS`].
+//! ```text
+//!           SLP_EN with S3's SLP_TYP
+//!   awake ──────────────────────────────> asleep (the machine stops)
+//!         <──────────────────────────────
+//!           an enabled event, or the power button: WAK is set, the machine starts again
+//! ```
+//!
+//! All of it is on the standby supply: it keeps its registers while the machine sleeps. The constants are what the FADT
+//! says of it. Map [`WINDOWS`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bitflags::bitflags;
@@ -10,7 +19,7 @@ use engine::Space;
 
 use crate::bus::{Device, Window};
 use crate::clock::{Timer, Timers};
-use crate::irq::IrqLine;
+use crate::irq::{IrqLine, IrqSink};
 use crate::request::{MachineRequest, RequestSink};
 
 /// PM1a event block: status and enable register, 2 bytes each.
@@ -87,7 +96,7 @@ bitflags! {
     /// PM1 control register; its bits 10 to 12 are SLP_TYP.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     struct Control: u16 {
-        /// Power-management events are SCIs, not SMIs. The hardware's, at the command of [`SMI_CMD`].
+        /// Power-management events are SCIs, not SMIs.
         const SCI_EN = 1 << 0;
         const BM_RLD = 1 << 1;
         const SLP_TYP = 7 << 10;
@@ -96,8 +105,14 @@ bitflags! {
     }
 }
 
+impl Enable {
+    /// Events that end a sleep.
+    const WAKES: Self = Self::PWRBTN.union(Self::SLPBTN).union(Self::RTC);
+}
+
 impl Control {
-    const WRITABLE: Self = Self::BM_RLD.union(Self::SLP_TYP);
+    /// SCI_EN too, as with Intel's chipsets: Linux sets it after a sleep.
+    const WRITABLE: Self = Self::SCI_EN.union(Self::BM_RLD).union(Self::SLP_TYP);
 
     fn sleep_type(self) -> u8 {
         ((self & Self::SLP_TYP).bits() >> 10) as u8
@@ -112,12 +127,33 @@ pub struct AcpiPm {
     gpe_status: u16,
     gpe_enable: u16,
     apm: [u8; 2],
+    /// Whether the machine sleeps.
+    asleep: bool,
+    clock_alarm: Arc<ClockAlarm>,
     /// How often the timer's highest bit had changed when the status was looked at last.
     changes_seen: u64,
     sci: IrqLine,
     requests: RequestSink,
     timers: Timers,
     timer: Timer,
+}
+
+/// The clock's interrupt line, as it comes in here: noted with the clock's lock held, looked at later.
+struct ClockAlarm {
+    rose: AtomicBool,
+    level: AtomicBool,
+    timer: Timer,
+}
+
+impl IrqSink for ClockAlarm {
+    fn set_line(&self, _line: u32, level: bool) {
+        if level && !self.level.swap(level, Ordering::SeqCst) {
+            self.rose.store(true, Ordering::SeqCst);
+            self.timer.arm(self.timer.now());
+        } else {
+            self.level.store(level, Ordering::SeqCst);
+        }
+    }
 }
 
 /// Ticks of the power-management timer in `ns` nanoseconds.
@@ -137,13 +173,17 @@ impl AcpiPm {
     /// The hardware after power-up: legacy mode, until the guest enables ACPI.
     pub fn new(sci: IrqLine, requests: RequestSink, timers: &Timers) -> Arc<Mutex<Self>> {
         Arc::new_cyclic(|this: &Weak<Mutex<Self>>| {
-            let this = this.clone();
-            let timer = timers.timer(move |_| {
-                if let Some(pm) = this.upgrade() {
-                    pm.lock().unwrap_or_else(PoisonError::into_inner).update();
-                }
+            let [timer, alarm] = [this.clone(), this.clone()].map(|this| {
+                timers.timer(move |_| {
+                    if let Some(pm) = this.upgrade() {
+                        pm.lock().unwrap_or_else(PoisonError::into_inner).update();
+                    }
+                })
             });
+            let (rose, level) = (AtomicBool::new(false), AtomicBool::new(false));
             Mutex::new(Self {
+                asleep: false,
+                clock_alarm: Arc::new(ClockAlarm { rose, level, timer: alarm }),
                 status: Status::empty(),
                 enable: Enable::empty(),
                 control: Control::empty(),
@@ -159,8 +199,15 @@ impl AcpiPm {
         })
     }
 
+    /// The line that the clock's interrupt has to drive as well.
+    pub fn clock_line(&self) -> IrqLine {
+        IrqLine::new(self.clock_alarm.clone(), 0)
+    }
+
     /// The reset of the machine. The timer counts on.
     pub fn reset(&mut self) {
+        self.asleep = false;
+        self.clock_alarm.rose.store(false, Ordering::SeqCst);
         self.status = Status::empty();
         self.enable = Enable::empty();
         self.control = Control::empty();
@@ -170,9 +217,12 @@ impl AcpiPm {
         self.update();
     }
 
-    /// Somebody presses the power button: the guest is asked to shut down.
+    /// Somebody presses the power button: the guest is asked to shut down, or woken up whatever it has enabled.
     pub fn press_power_button(&mut self) {
         self.status |= Status::PWRBTN;
+        if self.asleep {
+            self.wake();
+        }
         self.update();
     }
 
@@ -182,18 +232,21 @@ impl AcpiPm {
         self.update();
     }
 
-    /// The machine is back from sleep.
-    pub fn wake(&mut self) {
+    fn wake(&mut self) {
+        self.asleep = false;
         self.status |= Status::WAK;
-        self.update();
+        self.requests.send(MachineRequest::Wake);
     }
 
     fn changes(&self) -> u64 {
         (ticks(self.timers.now()) >> 31) as u64
     }
 
-    /// Looks at the timer, and brings the SCI in line with the registers.
+    /// Looks at the timer and the clock, and brings the SCI in line with the registers.
     fn update(&mut self) {
+        if self.clock_alarm.rose.swap(false, Ordering::SeqCst) {
+            self.status |= Status::RTC;
+        }
         let changes = self.changes();
         if changes != self.changes_seen {
             self.changes_seen = changes;
@@ -201,6 +254,10 @@ impl AcpiPm {
         }
         let fixed = self.status.bits() & self.enable.bits() != 0;
         let general = self.gpe_status & self.gpe_enable != 0;
+        let wakes = self.enable & Enable::WAKES;
+        if self.asleep && (general || self.status.bits() & wakes.bits() != 0) {
+            self.wake();
+        }
         self.sci.set(self.control.contains(Control::SCI_EN) && (fixed || general));
         if self.enable.contains(Enable::TMR) && !self.status.contains(Status::TMR) {
             self.timer.arm(change_time(changes + 1));
@@ -252,7 +309,10 @@ impl AcpiPm {
         if value.contains(Control::SLP_EN) {
             match self.control.sleep_type() {
                 SLP_TYP_S5 => self.requests.send(MachineRequest::PowerOff),
-                SLP_TYP_S3 => self.requests.send(MachineRequest::Sleep(3)),
+                SLP_TYP_S3 => {
+                    self.asleep = true;
+                    self.requests.send(MachineRequest::Sleep(3));
+                }
                 other => log::debug!("the guest asks for a sleep type that the tables do not offer: {other}"),
             }
         }
@@ -271,7 +331,7 @@ impl AcpiPm {
 impl Device for AcpiPm {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         // The timer is read often: the rest is left alone where nothing has happened.
-        if self.changes() != self.changes_seen {
+        if self.changes() != self.changes_seen || self.clock_alarm.rose.load(Ordering::SeqCst) {
             self.update();
         }
         let (pm, gpe) = (self.pm_image(), self.gpe_image());
@@ -359,10 +419,10 @@ mod tests {
         assert_eq!(bench.read16(PM1_CNT), 0);
         bench.smi(ACPI_ENABLE);
         assert_eq!(bench.read16(PM1_CNT), 1);
-        bench.write16(PM1_CNT, 0);
-        assert_eq!(bench.read16(PM1_CNT), 1, "the guest does not change SCI_EN");
         bench.smi(ACPI_DISABLE);
         assert_eq!(bench.read16(PM1_CNT), 0);
+        bench.write16(PM1_CNT, 1);
+        assert_eq!(bench.read16(PM1_CNT), 1, "Linux sets it after a sleep");
     }
 
     #[test]
@@ -389,6 +449,60 @@ mod tests {
         bench.write16(PM1_STS, 1 << 8);
         assert!(!bench.sci());
         assert_eq!(bench.read16(PM1_STS), 0);
+    }
+
+    const SLEEP: u16 = 1 << 13 | (SLP_TYP_S3 as u16) << 10;
+
+    #[test]
+    fn the_clocks_alarm_is_an_event_once_for_each_rise_of_its_line() {
+        let bench = bench();
+        bench.smi(ACPI_ENABLE);
+        let line = bench.pm.lock().unwrap().clock_line();
+        line.set(true);
+        assert_eq!(bench.read16(PM1_STS), 1 << 10);
+        bench.write16(PM1_STS, 1 << 10);
+        line.set(true);
+        bench.write16(PM1_EN, 1 << 10);
+        assert_eq!((bench.read16(PM1_STS), bench.sci()), (0, false));
+        line.set(false);
+        line.set(true);
+        bench.time.run(&bench.timers, 1);
+        assert!(bench.sci(), "without anybody reading the status");
+    }
+
+    #[test]
+    fn an_enabled_event_ends_a_sleep_and_says_so() {
+        use MachineRequest::{Sleep, Wake};
+        let bench = bench();
+        let line = bench.pm.lock().unwrap().clock_line();
+        bench.write16(PM1_CNT, SLEEP);
+        line.pulse();
+        bench.time.run(&bench.timers, 1_000_000);
+        assert_eq!(*bench.requests.lock().unwrap(), [Sleep(3)], "the alarm is not enabled");
+        bench.write16(PM1_STS, 1 << 10);
+        bench.write16(PM1_EN, 1 << 10);
+        line.pulse();
+        bench.time.run(&bench.timers, 1);
+        assert_eq!(*bench.requests.lock().unwrap(), [Sleep(3), Wake]);
+        assert_eq!(bench.read16(PM1_STS), 1 << 15 | 1 << 10);
+        line.pulse();
+        bench.time.run(&bench.timers, 1);
+        assert_eq!(bench.requests.lock().unwrap().len(), 2, "it is awake already");
+        bench.write16(PM1_CNT, SLEEP);
+        assert_eq!(bench.requests.lock().unwrap().len(), 4, "an event that has happened ends it at once");
+    }
+
+    #[test]
+    fn the_power_button_and_general_purpose_events_end_a_sleep() {
+        use MachineRequest::{Sleep, Wake};
+        let bench = bench();
+        bench.write16(PM1_CNT, SLEEP);
+        bench.pm.lock().unwrap().press_power_button();
+        bench.write16(PM1_STS, 0xffff);
+        bench.write16(PM1_CNT, SLEEP);
+        bench.write16(GPE0_EN, 1 << 3);
+        bench.pm.lock().unwrap().raise_gpe(3);
+        assert_eq!(*bench.requests.lock().unwrap(), [Sleep(3), Wake, Sleep(3), Wake]);
     }
 
     #[test]

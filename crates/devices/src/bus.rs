@@ -16,6 +16,9 @@ pub trait Device: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
     /// The data sheet's name of the register that an access to `offset` would reach now, for the exit ledger.
     fn register(&self, offset: u64, write: bool) -> &'static str;
+    /// The machine comes back from a sleep in which the device had no power (ACPI S3): it is as after power-up, and
+    /// its interrupt lines are low. What a battery or the standby supply feeds keeps its state and does nothing here.
+    fn power_cycle(&mut self) {}
 }
 
 /// A device as the bus holds it: with the one lock that guards it.
@@ -143,6 +146,22 @@ impl MachineBus {
         removed.is_some()
     }
 
+    /// The machine comes back from a sleep without power: [`Device::power_cycle`] of each device, once, with the map
+    /// unlocked.
+    pub fn power_cycle(&self) {
+        let mut devices: Vec<SharedDevice> = Vec::new();
+        for space in [Space::Port, Space::Memory] {
+            let map = self.map(space).read().unwrap_or_else(PoisonError::into_inner);
+            devices.extend(map.iter().map(|mapping| mapping.device.clone()));
+        }
+        let address = |device: &SharedDevice| Arc::as_ptr(device).cast::<()>();
+        devices.sort_by_key(address);
+        devices.dedup_by_key(|device| address(device));
+        for device in devices {
+            lock(&device).power_cycle();
+        }
+    }
+
     /// The device at `address` and the name of the register that a read or write there would reach now.
     pub fn describe(&self, space: Space, address: u64, write: bool) -> Option<(String, &'static str)> {
         let mapping = {
@@ -245,6 +264,8 @@ pub trait ByteDevice: Send {
     fn write_register(&mut self, offset: u64, value: u8);
     /// Its name, as [`Device::register`] has it.
     fn register_name(&self, offset: u64, write: bool) -> &'static str;
+    /// What [`Device::power_cycle`] does.
+    fn lose_power(&mut self) {}
 }
 
 impl<T: ByteDevice> Device for T {
@@ -262,6 +283,10 @@ impl<T: ByteDevice> Device for T {
 
     fn register(&self, offset: u64, write: bool) -> &'static str {
         self.register_name(offset, write)
+    }
+
+    fn power_cycle(&mut self) {
+        self.lose_power();
     }
 }
 
@@ -285,6 +310,30 @@ mod tests {
         fn register(&self, _offset: u64, write: bool) -> &'static str {
             if write { "in" } else { "out" }
         }
+    }
+
+    #[test]
+    fn a_power_cycle_reaches_each_device_once() {
+        #[derive(Default)]
+        struct Cycled(u32);
+        impl Device for Cycled {
+            fn read(&mut self, _: u64, _: &mut [u8]) {}
+            fn write(&mut self, _: u64, _: &[u8]) {}
+            fn register(&self, _: u64, _: bool) -> &'static str {
+                "none"
+            }
+            fn power_cycle(&mut self) {
+                self.0 += 1;
+            }
+        }
+        let bus = MachineBus::new();
+        let devices: [Arc<Mutex<Cycled>>; 2] = Default::default();
+        bus.insert(Space::Port, 0x10, 1, "first", devices[0].clone()).unwrap();
+        bus.insert(Space::Port, 0x20, 1, "second", devices[1].clone()).unwrap();
+        bus.insert(Space::Port, 0x30, 1, "first", devices[0].clone()).unwrap();
+        bus.insert(Space::Memory, 0x10, 1, "first", devices[0].clone()).unwrap();
+        bus.power_cycle();
+        assert_eq!(devices.map(|device| device.lock().unwrap().0), [1, 1]);
     }
 
     fn probe() -> Arc<Mutex<Probe>> {

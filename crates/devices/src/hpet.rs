@@ -302,6 +302,10 @@ impl Device for Hpet {
             _ => "none",
         }
     }
+
+    fn power_cycle(&mut self) {
+        self.reset();
+    }
 }
 
 /// An ISA interrupt line that belongs to a device of a PC, until legacy replacement gives it to the HPET.

@@ -346,6 +346,10 @@ impl ByteDevice for I8042 {
             _ => "none",
         }
     }
+
+    fn lose_power(&mut self) {
+        self.reset();
+    }
 }
 
 #[cfg(test)]

@@ -32,6 +32,17 @@ impl IrqLine {
         Self::new(Arc::new(Nowhere), 0)
     }
 
+    /// A line that drives two: what one device's pin is wired to.
+    pub fn both(first: Self, second: Self) -> Self {
+        struct Both([IrqLine; 2]);
+        impl IrqSink for Both {
+            fn set_line(&self, _line: u32, level: bool) {
+                self.0.iter().for_each(|line| line.set(level));
+            }
+        }
+        Self::new(Arc::new(Both([first, second])), 0)
+    }
+
     /// The line's number at its controller.
     pub fn number(&self) -> u32 {
         self.number
@@ -182,6 +193,13 @@ mod tests {
         lines.line(4).pulse();
         assert!(!lines.level(4));
         assert_eq!(lines.take_changes(), [(4, true), (4, false)]);
+    }
+
+    #[test]
+    fn a_line_may_drive_two() {
+        let lines = RecordedLines::new();
+        IrqLine::both(lines.line(8), lines.line(3)).set(true);
+        assert!(lines.level(8) && lines.level(3));
     }
 
     #[test]

@@ -213,6 +213,10 @@ impl ByteDevice for Pit {
             _ => "none",
         }
     }
+
+    fn lose_power(&mut self) {
+        self.reset();
+    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ pub enum MachineRequest {
     DebugExit(u32),
     /// Enter the ACPI sleep state of this number (S1 to S4).
     Sleep(u8),
+    /// Come back from it: a wake event has happened.
+    Wake,
 }
 
 /// Where devices put their [`MachineRequest`]s.

@@ -74,6 +74,10 @@ impl ByteDevice for ResetControl {
     fn register_name(&self, offset: u64, _write: bool) -> &'static str {
         if offset == 0 { "RST_CNT" } else { "none" }
     }
+
+    fn lose_power(&mut self) {
+        self.reset();
+    }
 }
 
 /// Port 0x92, at offset 0: the fast way to reset the processor, and to open address line 20, which is always open here.
@@ -112,6 +116,10 @@ impl ByteDevice for SystemControlA {
 
     fn register_name(&self, offset: u64, _write: bool) -> &'static str {
         if offset == 0 { "PORT_A" } else { "none" }
+    }
+
+    fn lose_power(&mut self) {
+        self.reset();
     }
 }
 

@@ -527,6 +527,10 @@ impl ByteDevice for Serial {
             _ => "none",
         }
     }
+
+    fn lose_power(&mut self) {
+        self.reset();
+    }
 }
 
 #[cfg(test)]

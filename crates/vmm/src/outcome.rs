@@ -161,6 +161,7 @@ impl Ending {
             MachineRequest::Reset(by) => self.report(Outcome::Reset { by }),
             MachineRequest::DebugExit(value) => self.report(Outcome::DebugExit(value)),
             MachineRequest::Sleep(state) => log::warn!("the guest asked for sleep state S{state}: ignored"),
+            MachineRequest::Wake => {}
         }
     }
 

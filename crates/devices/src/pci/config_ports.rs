@@ -79,6 +79,10 @@ impl Device for ConfigPorts {
             _ => "none",
         }
     }
+
+    fn power_cycle(&mut self) {
+        self.reset();
+    }
 }
 
 #[cfg(test)]
