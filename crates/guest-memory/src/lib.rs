@@ -10,6 +10,7 @@
 mod access;
 mod marks;
 mod shadow;
+mod twin;
 
 use std::sync::Arc;
 

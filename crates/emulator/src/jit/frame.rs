@@ -46,7 +46,8 @@ pub struct Context {
     pub flags: u64,
     /// The present view's entries of the translation cache.
     pub tlb: u64,
-    /// The attention word's address.
+    /// The attention word's address; with [`super::Settings::leave_early`] the number of low bytes of `count` that may be
+    /// set before translated code comes back.
     pub attention: u64,
     /// The RAM's host address.
     pub ram: u64,
@@ -124,10 +125,10 @@ const RECENT_REGIME: i32 = 8;
 const RECENT_CODE: i32 = 16;
 
 /// Generates the surrounding code, to be placed at offset `base`.
-pub fn stubs(base: usize) -> (Stubs, Vec<u8>) {
+pub fn stubs(base: usize, leave_early: bool) -> (Stubs, Vec<u8>) {
     let mut a = Assembler::default();
     let mut stubs = Stubs { enter: base, ..Stubs::default() };
-    enter(&mut a);
+    enter(&mut a, leave_early);
     stubs.leave = base + a.here();
     leave(&mut a);
     stubs.dispatch = base + a.here();
@@ -153,13 +154,19 @@ fn pop(a: &mut Assembler, register: Host) {
     a.bytes.push(0x58 | register & 7);
 }
 
-fn enter(a: &mut Assembler) {
+fn enter(a: &mut Assembler, leave_early: bool) {
     SAVED.iter().for_each(|&register| push(a, register));
     a.alu_immediate(true, 5, RSP, slot::SIZE);
     a.store(RDI, RSP, slot::CONTEXT);
     for (from, to) in COPIED {
         a.load(RAX, RDI, from);
         a.store(RAX, RSP, to);
+    }
+    if leave_early {
+        // What the blocks poll is the count of instructions, without its lowest bytes where the context says so.
+        a.memory(true, &[0x8d], RAX, RSP, slot::COUNT);
+        a.memory(true, &[0x03], RAX, RSP, slot::ATTENTION);
+        a.store(RAX, RSP, slot::ATTENTION);
     }
     a.store(RSI, RSP, slot::SPARE);
     a.load(SCRATCH, RDI, REGISTERS);

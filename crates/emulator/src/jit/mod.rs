@@ -28,11 +28,13 @@ pub struct Settings {
     pub code_bytes: usize,
     /// Runs of a block before it is translated.
     pub hot: u32,
+    /// Whether translated code comes back as soon as [`Context::attention`], a number of bytes then, says so.
+    pub leave_early: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { code_bytes: 32 << 20, hot: 16 }
+        Self { code_bytes: 32 << 20, hot: 16, leave_early: false }
     }
 }
 
@@ -40,6 +42,7 @@ impl Default for Settings {
 pub struct Jit {
     memory: CodeMemory,
     hot: u32,
+    leave_early: bool,
     stubs: Stubs,
     /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
     links: HashMap<Key, Vec<usize>, BuildHasherDefault<Mix>>,
@@ -101,6 +104,7 @@ impl Jit {
         let mut jit = Self {
             memory: CodeMemory::new(settings.code_bytes)?,
             hot: settings.hot,
+            leave_early: settings.leave_early,
             stubs: Stubs::default(),
             links: HashMap::default(),
             statistics: Statistics::default(),
@@ -110,7 +114,7 @@ impl Jit {
     }
 
     fn place_stubs(&mut self) {
-        let (stubs, code) = stubs(self.memory.next());
+        let (stubs, code) = stubs(self.memory.next(), self.leave_early);
         self.memory.push(&code);
         self.stubs = stubs;
     }
@@ -130,6 +134,12 @@ impl Jit {
     /// Runs of a block before it is translated.
     pub fn hot(&self) -> u32 {
         self.hot
+    }
+
+    /// What [`Context::attention`] has to be for code that comes back at the end of the first block after which so many
+    /// instructions have been executed (1 or 256); `None` where it is the attention word's address.
+    pub fn leaves_after(&self, instructions: u64) -> Option<u64> {
+        self.leave_early.then_some(u64::from(instructions > 1))
     }
 
     /// Notes a call of a handler.

@@ -129,7 +129,8 @@ fn translated_programs_do_what_interpreted_ones_do() {
     let forms = Forms::new();
     // One program in 1000 brings new machines, which translate at once or what is run again.
     let both = |seed: u64| {
-        let settings = Settings { code_bytes: 1 << 20, hot: (seed / 1000 % 2) as u32 };
+        let hot = (seed / 1000 % 2) as u32;
+        let settings = Settings { code_bytes: 1 << 20, hot, ..Settings::default() };
         let machines = [Machine::new(None), Machine::new(Some(settings))];
         let attentions = machines.iter().map(|m| m.attention.clone()).collect();
         (machines, Disturbance::new(attentions))
