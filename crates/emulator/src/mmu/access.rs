@@ -207,27 +207,30 @@ impl Cpu {
         }
     }
 
-    /// Replaces a place's value by `change` of it, as one atomic operation where it lies in one page of RAM.
+    /// Replaces a place's value by `change` of it, as one atomic operation; where it does not lie in one page of RAM,
+    /// that holds among those that do not.
     /// Gives the old value.
     #[inline(always)]
     pub fn exchange_place<T: Width>(&mut self, place: Place, mut change: impl FnMut(T) -> T) -> T {
-        let mut old = self.load_place::<T>(place);
+        let Place::Ram(offset) = place else { return self.exchange_slow(place, change) };
+        let mut old = self.memory.load(offset);
         loop {
-            let new = change(old);
-            match place {
-                Place::Ram(offset) => {
-                    let held = self.memory.compare_exchange(offset, old, new);
-                    if held == old {
-                        return old;
-                    }
-                    old = held;
-                }
-                Place::Slow(..) => {
-                    self.store_place(place, new);
-                    return old;
-                }
+            let held = self.memory.compare_exchange(offset, old, change(old));
+            if held == old {
+                return old;
             }
+            old = held;
         }
+    }
+
+    /// Two pages, or a device: no one operation of the host does it. Others that want the same wait.
+    #[cold]
+    #[inline(never)]
+    fn exchange_slow<T: Width>(&mut self, place: Place, mut change: impl FnMut(T) -> T) -> T {
+        let _lock = self.memory.lock_bus();
+        let old = self.load_place(place);
+        self.store_place(place, change(old));
+        old
     }
 
     /// Finds where one page of an access lies; fills the translation cache.
