@@ -5,7 +5,7 @@ use guest_memory::Offset;
 use x86::descriptor::Attributes;
 use x86::{Exception, SegmentRegister, Vector};
 
-use super::tlb::Allowed;
+use super::tlb::{Allowed, Mapping};
 use super::{Access, View};
 use crate::cpu::Cpu;
 use crate::insn::{FLAT, Insn, Stop, flag};
@@ -247,6 +247,7 @@ impl Cpu {
         if let Some(offset) = found {
             return Ok(Target::Ram(offset));
         }
+        let linear = if access == Access::Fetch { linear } else { self.mmu.paging.masked(linear) };
         if !self.mmu.paging.is_canonical(linear) {
             // Which of #GP and #SS it is, `refine_fault` finds out.
             return Err(self.raise(Exception { address: linear, ..Exception::gp(0) }));
@@ -271,7 +272,8 @@ impl Cpu {
             write: access == Access::Write && cached && translation.writable && !location.read_only,
             fetch: translation.executable,
         };
-        self.mmu.tlb.insert(view, linear, offset, allowed, translation.large);
+        let (size_bits, key) = (translation.size_bits, translation.key);
+        self.mmu.tlb.insert(view, linear, Mapping { offset, allowed, size_bits, key });
         Ok(if location.read_only { Target::ReadOnly(offset) } else { Target::Ram(offset) })
     }
 
@@ -283,6 +285,7 @@ impl Cpu {
             return;
         };
         let operand = self.effective(insn).wrapping_add(self.bases[usize::from(insn.segment & 7)]);
+        let operand = self.mmu.paging.masked(operand);
         // What is neither the operand nor beside it is what a push or pop reaches; or a bit far from a BT's operand.
         let stack = if insn.has(flag::STACK) && fault.address.wrapping_sub(operand) >= 64 {
             true
@@ -296,6 +299,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn place_slow(&mut self, view: View, linear: u64, size: u64, access: Access) -> Result<Place, Stop> {
+        let linear = self.mmu.paging.masked(linear);
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
         // All of it must be canonical before any of it is looked up.
@@ -458,6 +462,7 @@ impl Cpu {
         access: Access,
         mut work: impl FnMut(&mut Self, Target, std::ops::Range<usize>),
     ) -> Result<(), Stop> {
+        let linear = self.mmu.paging.masked(linear);
         self.watch_data(linear, len as u64, access)?;
         let mut done = 0;
         while done < len {
