@@ -61,14 +61,14 @@ impl Interpreter {
     /// Around a processor.
     pub fn new(cpu: Cpu, attention: Arc<Attention>, peers: Peers) -> Self {
         let native_generation = cpu.native.unit.generation();
+        let layout = cpu.memory.layout_generation();
         Self {
             cpu,
+            layout,
             blocks: Blocks::new(),
             attention,
-        let layout = cpu.memory.layout_generation();
             peers,
             interrupt_waits: false,
-            layout,
             nmi_waits: false,
             native_generation,
             scratch: Vec::new(),
@@ -412,6 +412,11 @@ impl Interpreter {
                 marks.written(page);
             },
         );
+        let layout = self.cpu.memory.layout_generation();
+        if layout != self.layout {
+            self.layout = layout;
+            self.cpu.mmu.tlb.flush_all();
+        }
     }
 
     /// Waits until no other vCPU stores unseen to code that this one decoded.
@@ -432,11 +437,6 @@ impl Interpreter {
         // Outside 64-bit mode the same RIP is another place in another code segment.
         (u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16) ^ self.cpu.bases[1] << 32
     }
-        let layout = self.cpu.memory.layout_generation();
-        if layout != self.layout {
-            self.layout = layout;
-            self.cpu.mmu.tlb.flush_all();
-        }
 
     /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.
     #[inline(never)]
