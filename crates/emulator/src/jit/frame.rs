@@ -24,7 +24,7 @@ pub mod slot {
     pub const RECENT: i32 = 64;
     /// The regime that its entries must have.
     pub const REGIME: i32 = 72;
-    /// Instructions executed.
+    /// Instructions executed, above [`super::Context::start`].
     pub const COUNT: i32 = 80;
     /// Whatever must survive a few instructions.
     pub const SPARE: i32 = 88;
@@ -55,7 +55,7 @@ pub struct Context {
     pub recent: u64,
     /// The regime that its entries must have.
     pub regime: u64,
-    /// Instructions executed.
+    /// Instructions executed, above [`Context::start`].
     pub count: u64,
     /// The base of FS.
     pub fs_base: u64,
@@ -67,6 +67,9 @@ pub struct Context {
     pub step: u64,
     /// For `step`: the vCPU.
     pub owner: u64,
+    /// What [`Context::count`] starts from: it overflows when as many instructions have run as may. Zero where any
+    /// number may.
+    pub start: u64,
 }
 
 /// Why translated code came back.
@@ -262,6 +265,8 @@ fn step(a: &mut Assembler, dispatch: usize) {
     a.load(RDI, RSP, BOTH + slot::CONTEXT);
     a.load(RAX, RSP, BOTH + slot::FLAGS);
     a.store(RAX, RDI, FLAGS);
+    a.load(RAX, RSP, BOTH + slot::COUNT);
+    a.store(RAX, RDI, COUNT);
     a.load(RSI, RSP, BOTH + slot::SPARE);
     pop(a, 2); // The block's number, the third argument.
     a.alu_immediate(true, 5, RSP, 8); // The stack is aligned for the call.
@@ -297,11 +302,9 @@ fn step(a: &mut Assembler, dispatch: usize) {
     a.load(ADDRESS, RSP, slot::SPARE);
     let out: Jump = a.jump();
     a.land(out, dispatch);
-    // The registers are in Rust's hands; only the count is not.
+    // The registers are in Rust's hands, and so is the count.
     let here = a.here();
     a.land(stop, here);
-    a.load(RSI, RSP, PUSHED + slot::COUNT);
-    a.store(RSI, RDI, COUNT);
     a.alu_immediate(true, 0, RSP, PUSHED);
     unwind(a);
 }

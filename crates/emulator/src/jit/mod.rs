@@ -43,6 +43,8 @@ pub struct Jit {
     memory: CodeMemory,
     hot: u32,
     leave_early: bool,
+    /// Translations stop where the instructions that they may run are used up.
+    counts_down: bool,
     stubs: Stubs,
     /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
     links: HashMap<Key, Vec<usize>, BuildHasherDefault<Mix>>,
@@ -105,6 +107,7 @@ impl Jit {
             memory: CodeMemory::new(settings.code_bytes)?,
             hot: settings.hot,
             leave_early: settings.leave_early,
+            counts_down: false,
             stubs: Stubs::default(),
             links: HashMap::default(),
             statistics: Statistics::default(),
@@ -131,6 +134,12 @@ impl Jit {
         self.statistics
     }
 
+    /// From now on translations stop where the instructions that they may run are used up. Gives whether this is new:
+    /// then the caller forgets those that do not.
+    pub fn count_down(&mut self) -> bool {
+        !std::mem::replace(&mut self.counts_down, true)
+    }
+
     /// Runs of a block before it is translated.
     pub fn hot(&self) -> u32 {
         self.hot
@@ -149,7 +158,7 @@ impl Jit {
 
     /// Translates a block. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
     pub fn add(&mut self, source: &Source<'_>) -> Option<Added> {
-        let mut translation = translate(source, self.stubs);
+        let mut translation = translate(source, self.stubs, self.counts_down);
         let base = self.memory.next();
         for &(at, to) in &translation.outward {
             let disp = to as i64 - (base + at + 4) as i64;

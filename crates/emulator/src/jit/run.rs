@@ -105,6 +105,14 @@ impl Interpreter {
     /// Runs translated code until it leaves. `None`: find the block at RIP.
     pub(crate) fn run_translated(&mut self, code: u64, regime: Regime) -> Option<Leave> {
         let word = self.attention.word_address();
+        let start = match self.cpu.pmu.deadline() {
+            u64::MAX => 0,
+            _ if self.jit.as_mut().is_some_and(Jit::count_down) => {
+                self.forget();
+                return None;
+            }
+            _ => !self.instructions_left(),
+        };
         let mut context = Context {
             registers: self.cpu.registers.all_mut().as_mut_ptr() as u64,
             flags: to_frame(self.cpu.flags.bits()),
@@ -116,6 +124,8 @@ impl Interpreter {
             fs_base: self.cpu.bases[4],
             gs_base: self.cpu.bases[5],
             step: step as *const () as u64,
+            count: start,
+            start,
             ..Context::default()
         };
         let this: *mut Self = self;
@@ -127,14 +137,16 @@ impl Interpreter {
             let jit = (*this).jit.as_ref()?;
             jit.enter(&mut context, code)
         };
-        self.cpu.instructions = self.cpu.instructions.wrapping_add(context.count);
+        let executed = context.count.wrapping_sub(start);
+        self.cpu.instructions = self.cpu.instructions.wrapping_add(executed);
+        self.cpu.translated = 0;
         if let Some(panic) = self.panic.take() {
             resume_unwind(panic);
         }
         if why == exit::DISPATCH {
             self.cpu.rip = context.rip;
             self.cpu.flags.set_bits(from_frame(context.flags));
-            if context.count == 0 {
+            if executed == 0 {
                 self.follow_state(context.rip, regime);
             }
             return None;
@@ -158,6 +170,7 @@ impl Interpreter {
         cpu.flags.set_bits(from_frame(context.flags));
         (cpu.block_rip, cpu.rip) = (block.rip, block.end);
         cpu.mmu.executing = block.pages;
+        cpu.translated = context.count.wrapping_sub(context.start).wrapping_sub(u64::from(block.count));
         let at = *self.blocks.insn(insn);
         if let Err(stop) = (at.run)(cpu, &at) {
             self.stopped_at = Some((insn, number, stop));

@@ -61,6 +61,8 @@ struct Translator<'a> {
     stubs: Stubs,
     flags: Flags,
     cold: Vec<Cold>,
+    /// The jump of a block with more instructions than may run: their count has overflowed.
+    used_up: Option<Jump>,
     outward: Vec<(usize, usize)>,
     exits: Vec<(u64, usize)>,
     factory: InstructionInfoFactory,
@@ -73,7 +75,7 @@ struct Translator<'a> {
 struct NotCopied;
 
 /// Translates a block of 64-bit code.
-pub fn translate(source: &Source<'_>, stubs: Stubs) -> Translation {
+pub fn translate(source: &Source<'_>, stubs: Stubs, counts_down: bool) -> Translation {
     let block = source.block;
     let mut translator = Translator {
         a: Assembler::default(),
@@ -81,13 +83,14 @@ pub fn translate(source: &Source<'_>, stubs: Stubs) -> Translation {
         stubs,
         flags: Flags::Frame,
         cold: Vec::new(),
+        used_up: None,
         outward: Vec::new(),
         exits: Vec::new(),
         factory: InstructionInfoFactory::new(),
         encoder: Encoder::new(64),
         insn: block.first,
     };
-    let state_at = translator.prologue();
+    let state_at = translator.prologue(counts_down);
     let options = source.model.decoder_options();
     let mut decoder = Decoder::with_ip(64, source.bytes, block.rip, options);
     let mut instruction = Instruction::default();
@@ -106,8 +109,9 @@ pub fn translate(source: &Source<'_>, stubs: Stubs) -> Translation {
 }
 
 impl Translator<'_> {
-    /// Polls the attention word, compares the page's state, counts the instructions. Gives where the state stands.
-    fn prologue(&mut self) -> usize {
+    /// Polls the attention word, compares the page's state, counts the instructions, up to those that may run where
+    /// that matters. Gives where the state stands.
+    fn prologue(&mut self, counts_down: bool) -> usize {
         let (source, block) = (self.source, self.source.block);
         self.a.load(SCRATCH, RSP, slot::ATTENTION);
         // cmp dword [r15], 0
@@ -123,7 +127,8 @@ impl Translator<'_> {
         // add qword [rsp + COUNT], count
         self.a.memory(true, &[0x81], 0, RSP, slot::COUNT);
         self.a.bytes.extend_from_slice(&block.count.to_le_bytes());
-        // Both leave with this block's RIP, which is put behind the code proper.
+        self.used_up = counts_down.then(|| self.a.jump_if(2));
+        // All leave with this block's RIP, which is put behind the code proper.
         self.cold.push(Cold {
             from: vec![attention, stale],
             insn: u32::MAX,
@@ -393,6 +398,13 @@ impl Translator<'_> {
     /// What is seldom run, behind the code that is run often.
     fn cold_paths(&mut self) {
         for cold in std::mem::take(&mut self.cold) {
+            if let Some(used_up) = self.used_up.take() {
+                let here = self.a.here();
+                self.a.land(used_up, here);
+                // sub qword [rsp + COUNT], count
+                self.a.memory(true, &[0x81], 5, RSP, slot::COUNT);
+                self.a.bytes.extend_from_slice(&self.source.block.count.to_le_bytes());
+            }
             let here = self.a.here();
             cold.from.iter().for_each(|&jump| self.a.land(jump, here));
             if cold.insn == u32::MAX {
