@@ -302,14 +302,14 @@ impl Cpu {
         let linear = self.mmu.paging.masked(linear);
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
+        if view == View::UserAligned && (!self.mode.is_64() || self.mmu.paging.is_canonical(linear)) {
+            // The processor finds it before it has translated the address, and before the end of it is canonical.
+            self.check_alignment(linear, size)?;
+        }
         // All of it must be canonical before any of it is looked up.
         let last = linear.wrapping_add(size - 1);
         if self.mode.is_64() && !self.mmu.paging.is_canonical(last) {
             return Err(self.raise(Exception { address: last, ..Exception::gp(0) }));
-        }
-        if view == View::UserAligned {
-            // The processor finds it before it has translated the address.
-            self.check_alignment(linear, size)?;
         }
         let first = self.target(view, linear, access)?;
         if in_first >= size {
