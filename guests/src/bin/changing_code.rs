@@ -4,12 +4,12 @@
 #![no_std]
 #![no_main]
 
-use guests::long::reg::{AX, BX, CX, DI, DX, SI};
+use core::sync::atomic::{AtomicU32, Ordering};
 use guests::long::State;
+use guests::long::reg::{AX, BX, CX, DI, DX, SI};
 use guests::paging::{self, PAGE, address, bit};
 use guests::report::{self, Many};
 use guests::{code, smp};
-use core::sync::atomic::{AtomicU32, Ordering};
 
 guests::guest!(main);
 
@@ -49,7 +49,11 @@ fn ahead() {
     report::equal("an instruction that changes itself was the old one", out.vector, 0x30);
     let wide = code!(64; "mov qword ptr [rip], 0x30cd", "mov eax, 1", "mov ebx, 2", "mov ecx, 3");
     let out = at(place(0, 128, wide)).run();
-    report::equal("8 bytes ahead become an INT", (out.vector, out.gprs[AX], out.rip - out.start), (0x30, 0, 13));
+    report::equal(
+        "8 bytes ahead become an INT",
+        (out.vector, out.gprs[AX], out.rip - out.start),
+        (0x30, 0, 13),
+    );
     let pushed = code!(64; "lea rsp, [rip + 50f + 8]", "mov rax, 0x30cd30cd30cd30cd", "push rax", "50: mov ebx, 7", "nop", "nop", "nop");
     let out = at(place(0, 256, pushed)).run();
     report::equal("what PUSH writes is executed", (out.vector, out.gprs[BX]), (0x30, 0));
@@ -67,7 +71,11 @@ fn hot_loop() {
     let callee = place(2, 0, code!(64; "add eax, 1", "ret"));
     let caller = code!(64; "50: call rsi", "xor byte ptr [rdi], 3", "dec ecx", "jnz 50b");
     let out = at(place(3, 0, caller)).with(SI, callee).with(DI, callee + 2).with(CX, 20_000).run();
-    report::equal("a function that is patched between its calls", (out.vector, out.gprs[AX]), (0x30, 10_000 * (1 + 2)));
+    report::equal(
+        "a function that is patched between its calls",
+        (out.vector, out.gprs[AX]),
+        (0x30, 10_000 * (1 + 2)),
+    );
     // The same page, another place: data beside code.
     let beside = code!(64; "50: mov [rdi], ecx", "add eax, [rdi]", "dec ecx", "jnz 50b");
     let start = place(4, 0, beside);
@@ -80,7 +88,11 @@ fn by_strings() {
     let target = place(5, 0, code!(64; "mov eax, 0x111"));
     at(target).run();
     let copy = code!(64; "rep movsb", "jmp rbx");
-    let out = State::kernel(copy).with(SI, source.as_ptr() as u64).with(DI, target).with(CX, source.len() as u64).with(BX, target);
+    let out = State::kernel(copy)
+        .with(SI, source.as_ptr() as u64)
+        .with(DI, target)
+        .with(CX, source.len() as u64)
+        .with(BX, target);
     report::equal("code that REP MOVSB wrote", out.run().gprs[AX], 0x222);
     let fill = code!(64; "rep stosb", "jmp rbx");
     at(place(6, 0, code!(64; "inc eax", "inc eax", "inc eax"))).run();
@@ -88,7 +100,8 @@ fn by_strings() {
     report::equal("code that REP STOSB wrote", (nops.vector, nops.gprs[AX]), (0x30, 0x90));
     let atomic = place(7, 0, code!(64; "mov eax, 0x111"));
     at(atomic).run();
-    let out = State::kernel(code!(64; "lock xadd [rdi], ebx", "jmp rdi")).with(DI, atomic).with(BX, 0x100).run();
+    let out =
+        State::kernel(code!(64; "lock xadd [rdi], ebx", "jmp rdi")).with(DI, atomic).with(BX, 0x100).run();
     report::equal("code that LOCK XADD wrote", out.gprs[AX], 0x112);
     let out = State::kernel(code!(64; "movups xmm0, [rsi]", "movups [rdi], xmm0", "jmp rdi"));
     let out = out.with(SI, source.as_ptr() as u64).with(DI, atomic).run();
@@ -133,12 +146,20 @@ fn remapped() {
     let switch = code!(64; "50: call rsi", "xchg [rdi], rbx", "invlpg [rsi]", "dec ecx", "jnz 50b");
     alias(12, 10);
     let other = paging::FRAMES + 11 * PAGE | bit::ALL;
-    let out = State::kernel(switch).with(SI, address(12)).with(DI, paging::entry_address(12)).with(BX, other).with(CX, 2_000).run();
+    let out = State::kernel(switch)
+        .with(SI, address(12))
+        .with(DI, paging::entry_address(12))
+        .with(BX, other)
+        .with(CX, 2_000)
+        .run();
     report::equal("INVLPG between the calls", out.gprs[AX], 1_000 * 0x11);
     paging::set(12, bit::ALL);
     // Its right to be executed goes.
     place(13, 0, code!(64; "ret"));
-    let out = State::kernel(code!(64; "50: call rsi", "dec ecx", "jnz 50b")).with(SI, address(13)).with(CX, 100).run();
+    let out = State::kernel(code!(64; "50: call rsi", "dec ecx", "jnz 50b"))
+        .with(SI, address(13))
+        .with(CX, 100)
+        .run();
     report::equal("a page before it is NX", out.vector, 0x30);
     paging::set(13, bit::ALL | bit::NX);
     let out = State::kernel(code!(64; "call rsi")).with(SI, address(13)).run();

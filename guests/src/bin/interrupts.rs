@@ -88,7 +88,11 @@ fn brought(work: impl FnOnce()) -> u32 {
 fn registers() {
     let version = read(offset::VERSION);
     report::holds("the version is an integrated APIC's", (0x10..0x20).contains(&(version & 0xff)), version);
-    report::holds("with 6 or 7 entries of its vector table", [5, 6].contains(&(version >> 16 & 0xff)), version);
+    report::holds(
+        "with 6 or 7 entries of its vector table",
+        [5, 6].contains(&(version >> 16 & 0xff)),
+        version,
+    );
     report::equal("ID is 0 on the first processor", apic::id(), cpu::cpuid(1, 0)[1] >> 24);
     for (name, register, value, kept) in [
         ("TPR", offset::TPR, 0xffff_ff5a, 0x5a),
@@ -102,7 +106,16 @@ fn registers() {
     ] {
         write(register, value);
         report::equal(format_args!("{name} keeps its bits"), read(register), kept);
-        write(register, if register == offset::DFR { u32::MAX } else if register == offset::TPR { 0 } else { 1 << 16 });
+        write(
+            register,
+            if register == offset::DFR {
+                u32::MAX
+            } else if register == offset::TPR {
+                0
+            } else {
+                1 << 16
+            },
+        );
     }
     write(offset::LDR, 1 << 24);
     apic::enable();
@@ -113,11 +126,19 @@ fn registers() {
 }
 
 fn self_interrupts() {
-    report::equal("a self-IPI", (brought(|| apic::send(0, SELF | LOW)), LAST.load(Ordering::SeqCst)), (1, LOW));
+    report::equal(
+        "a self-IPI",
+        (brought(|| apic::send(0, SELF | LOW)), LAST.load(Ordering::SeqCst)),
+        (1, LOW),
+    );
     report::equal("is in service in its handler", IN_SERVICE.load(Ordering::SeqCst), 1);
     report::equal("and not after it", bit_of(offset::ISR, LOW), 0);
     apic::send(0, SELF | MIDDLE);
-    report::equal("it waits in IRR while IF is clear", (bit_of(offset::IRR, MIDDLE), bit_of(offset::TMR, MIDDLE)), (1, 0));
+    report::equal(
+        "it waits in IRR while IF is clear",
+        (bit_of(offset::IRR, MIDDLE), bit_of(offset::TMR, MIDDLE)),
+        (1, 0),
+    );
     report::equal("sent twice, it comes once", brought(|| apic::send(0, SELF | MIDDLE)), 1);
     report::equal("to the physical ID", brought(|| apic::send(apic::id(), LOW)), 1);
     report::equal("to everybody", brought(|| apic::send(0, 2 << 18 | LOW)), 1);
@@ -136,14 +157,27 @@ fn self_interrupts() {
     write(offset::DFR, u32::MAX);
     write(offset::LDR, 1 << 24);
     report::equal("of lowest priority", brought(|| apic::send(1, 1 << 8 | logical)), 1);
-    report::equal("halting waits for it", { let before = count(); apic::send(0, SELF | LOW); halt(); count() - before }, 1);
+    report::equal(
+        "halting waits for it",
+        {
+            let before = count();
+            apic::send(0, SELF | LOW);
+            halt();
+            count() - before
+        },
+        1,
+    );
 }
 
 fn shadows() {
     let run = |code: &[u8], name: &str, expected: u64| {
         apic::send(0, SELF | LOW);
         let out = State::kernel(code).with(AX, 0x10).run();
-        report::equal(name, (out.vector, RIP.load(Ordering::SeqCst).wrapping_sub(out.start)), (vector::END, expected));
+        report::equal(
+            name,
+            (out.vector, RIP.load(Ordering::SeqCst).wrapping_sub(out.start)),
+            (vector::END, expected),
+        );
     };
     run(code!(64; "sti", "nop", "nop", "cli"), "STI holds interrupts off for one instruction", 2);
     run(code!(64; "sti", "hlt", "cli"), "STI, HLT wakes behind HLT", 2);
@@ -157,7 +191,10 @@ fn shadows() {
     let out = State::user(code!(64; "nop", "nop")).flags(flag::IF).run();
     report::equal("IRET lets it in at once", RIP.load(Ordering::SeqCst), out.start);
     apic::send(0, SELF | LOW);
-    let out = State::kernel(code!(64; "mov cr8, rax", "sti", "nop", "nop", "cli", "xor eax, eax", "mov cr8, rax")).with(AX, 4).run();
+    let out =
+        State::kernel(code!(64; "mov cr8, rax", "sti", "nop", "nop", "cli", "xor eax, eax", "mov cr8, rax"))
+            .with(AX, 4)
+            .run();
     report::equal("CR8 of its class holds it off", (out.vector, bit_of(offset::IRR, LOW)), (vector::END, 1));
     take_interrupts();
 }
@@ -236,6 +273,9 @@ fn task_priority() {
 }
 
 fn errors() {
+    if report::ends_tcg("illegal vectors", "TCG delivers them, as if they were exceptions") {
+        return;
+    }
     write(offset::LVT_ERROR, MIDDLE);
     write(offset::ESR, 0);
     report::equal("an illegal vector that is sent is an error", brought(|| apic::send(0, SELF | 3)), 1);
@@ -289,12 +329,16 @@ fn non_maskable() {
     tables::reset_idt();
     report::equal("any IRET unblocks NMIs", NMIS.load(Ordering::SeqCst), 0x12);
     tables::unhandle(vector::NMI as usize);
-    let out = State::kernel(code!(64; "mov dword ptr [rdi], 0x400", "nop", "nop")).with(DI, u64::from(apic::BASE + offset::ICR_LOW)).run();
+    let out = State::kernel(code!(64; "mov dword ptr [rdi], 0x400", "nop", "nop"))
+        .with(DI, u64::from(apic::BASE + offset::ICR_LOW))
+        .run();
     report::equal("an NMI's frame", (out.vector, out.error), (vector::NMI, 0));
     // The snippet's handler does not IRET by itself.
     State::kernel(code!(64; "nop")).run();
     unblock();
-    let out = State::kernel(code!(64; "mov dword ptr [rdi], 0x400", "hlt")).with(DI, u64::from(apic::BASE + offset::ICR_LOW)).run();
+    let out = State::kernel(code!(64; "mov dword ptr [rdi], 0x400", "hlt"))
+        .with(DI, u64::from(apic::BASE + offset::ICR_LOW))
+        .run();
     report::equal("an NMI ends HLT", out.vector, vector::NMI);
     unblock();
 }
@@ -342,7 +386,11 @@ fn timer() {
     write(offset::LVT_TIMER, LOW | 1 << 16);
     write(offset::TIMER_INITIAL, 1_000);
     smp::pause(2_000_000);
-    report::equal("masked, it counts and does not interrupt", (brought(|| ()), read(offset::TIMER_CURRENT)), (0, 0));
+    report::equal(
+        "masked, it counts and does not interrupt",
+        (brought(|| ()), read(offset::TIMER_CURRENT)),
+        (0, 0),
+    );
     // The divisor.
     let cycles = |divisor: u32| {
         write(offset::TIMER_DIVIDE, divisor);
@@ -353,7 +401,9 @@ fn timer() {
         wait_for(before + 1);
         cpu::tsc() - start
     };
-    let (one, four) = (cycles(0xb), cycles(0x1));
+    // The least of some: the host may be busy.
+    let least = |divisor| (0..4).map(|_| cycles(divisor)).min().unwrap_or(0);
+    let (one, four) = (least(0xb), least(0x1));
     report::holds("a divisor of 4 takes longer", four > one * 2, (one, four));
     write(offset::LVT_TIMER, 1 << 16);
 }
@@ -377,7 +427,11 @@ fn deadline() {
     report::holds("a deadline is kept", cpu::read_msr(DEADLINE) != 0, 0);
     report::equal("a deadline interrupts", wait_for(before + 1), true);
     report::equal("and is 0 then", cpu::read_msr(DEADLINE), 0);
-    report::equal("one that has passed interrupts at once", brought(|| unsafe { cpu::write_msr(DEADLINE, 1) }), 1);
+    report::equal(
+        "one that has passed interrupts at once",
+        brought(|| unsafe { cpu::write_msr(DEADLINE, 1) }),
+        1,
+    );
     unsafe {
         cpu::write_msr(DEADLINE, cpu::tsc() + 3_000_000);
         cpu::write_msr(DEADLINE, 0);
@@ -419,7 +473,7 @@ fn route(line: u32, low: u32) {
 
 /// Drives a line.
 fn drive(line: u32, level: bool) {
-    port::write32(0x2000 + line as u16, level.into());
+    port::write8(0x2000 + line as u16, level.into());
 }
 
 const LEVEL: u32 = 1 << 15;
@@ -442,7 +496,14 @@ fn io_apic() {
     route(line, LOW | MASKED);
     report::equal("masked", brought(|| drive(line, true)), 0);
     drive(line, false);
-    report::equal("two edges while it waits are one", { drive_edges(line); brought(|| ()) }, 1);
+    report::equal(
+        "two edges while it waits are one",
+        {
+            drive_edges(line);
+            brought(|| ())
+        },
+        1,
+    );
     // Level: until the line falls.
     tables::handle(MIDDLE as usize, level_handler);
     route(line, MIDDLE | LEVEL);
@@ -453,7 +514,14 @@ fn io_apic() {
     LOWER.store(3, Ordering::SeqCst);
     let before = count();
     drive(line, true);
-    report::equal("a level that stays comes again after EOI", { wait_for(before + 3); count() - before }, 3);
+    report::equal(
+        "a level that stays comes again after EOI",
+        {
+            wait_for(before + 3);
+            count() - before
+        },
+        3,
+    );
     tables::handle(MIDDLE as usize, without_eoi);
     report::equal("without EOI it comes once", brought(|| drive(line, true)), 1);
     drive(line, false);
@@ -467,7 +535,14 @@ fn io_apic() {
     tables::handle(MIDDLE as usize, on_interrupt);
     route(line, 1 << 11 | LOW);
     io_write(0x11 + 2 * line, 1 << 24);
-    report::equal("a logical destination", brought(|| { drive(line, false); drive(line, true) }), 1);
+    report::equal(
+        "a logical destination",
+        brought(|| {
+            drive(line, false);
+            drive(line, true)
+        }),
+        1,
+    );
     drive(line, false);
     route(line, MASKED);
     tables::handle(vector::NMI as usize, on_nmi);
@@ -503,7 +578,9 @@ extern "C" fn level_handler(frame: &mut Frame) {
 
 /// The 8259s through LINT0, with the 8254 behind them.
 fn external() {
-    for (port, value) in [(0x20, 0x11), (0x21, 0x40), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x48), (0xa1, 2), (0xa1, 1)] {
+    for (port, value) in
+        [(0x20, 0x11), (0x21, 0x40), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x48), (0xa1, 2), (0xa1, 1)]
+    {
         port::write8(port, value);
     }
     port::write8(0x21, 0xff);
@@ -516,7 +593,11 @@ fn external() {
     port::write8(0x40, 0);
     port::write8(0x40, 0x10);
     let before = count();
-    report::equal("ExtINT brings the 8259's vector", (wait_for(before + 3), LAST.load(Ordering::SeqCst)), (true, 0x40));
+    report::equal(
+        "ExtINT brings the 8259's vector",
+        (wait_for(before + 3), LAST.load(Ordering::SeqCst)),
+        (true, 0x40),
+    );
     write(offset::LVT_LINT0, 1 << 16 | 7 << 8);
     smp::pause(20_000_000);
     report::equal("masked at LINT0, it does not come", brought(|| ()), 0);
@@ -555,7 +636,8 @@ fn software_disable() {
     apic::enable();
     report::equal("and works", brought(|| apic::send(0, SELF | LOW)), 1);
     let write_base = State::kernel(code!(64; "wrmsr")).with(guests::long::reg::CX, APIC_BASE.into());
-    let value = |value: u64| write_base.with(AX, value & 0xffff_ffff).with(guests::long::reg::DX, value >> 32);
+    let value =
+        |value: u64| write_base.with(AX, value & 0xffff_ffff).with(guests::long::reg::DX, value >> 32);
     value(base | 1).run().check("its reserved bits", fault(vector::GP, 0));
     value(base & !0x800 | 0x400).run().check("x2APIC mode without the enable bit", fault(vector::GP, 0));
     let _ = (SPURIOUS, event_at(0, 0, 0));
@@ -569,7 +651,11 @@ fn x2apic() {
     let base = cpu::read_msr(APIC_BASE);
     let read_msr = |msr: u64| State::kernel(code!(64; "rdmsr")).with(guests::long::reg::CX, msr).run();
     let write_msr = |msr: u64, low: u64, high: u64| {
-        State::kernel(code!(64; "wrmsr")).with(guests::long::reg::CX, msr).with(AX, low).with(guests::long::reg::DX, high).run()
+        State::kernel(code!(64; "wrmsr"))
+            .with(guests::long::reg::CX, msr)
+            .with(AX, low)
+            .with(guests::long::reg::DX, high)
+            .run()
     };
     read_msr(0x802).check("its registers are not there in xAPIC mode", fault(vector::GP, 0));
     unsafe { cpu::write_msr(APIC_BASE, base | 0x400) };
@@ -577,7 +663,11 @@ fn x2apic() {
     report::equal("x2APIC mode", cpu::read_msr(APIC_BASE), base | 0x400);
     report::equal("the ID has 32 bits", cpu::read_msr(0x802), u64::from(cpu::cpuid(1, 0)[1] >> 24));
     let logical = cpu::read_msr(0x80d);
-    report::equal("the logical ID comes from it", logical, 1 << (cpu::read_msr(0x802) & 15) | (cpu::read_msr(0x802) >> 4) << 16);
+    report::equal(
+        "the logical ID comes from it",
+        logical,
+        1 << (cpu::read_msr(0x802) & 15) | (cpu::read_msr(0x802) >> 4) << 16,
+    );
     let send = |value: u64| unsafe { cpu::write_msr(0x830, value) };
     report::equal("ICR of 64 bits", brought(|| send(u64::from(SELF | LOW))), 1);
     report::equal("to the ID", brought(|| send(cpu::read_msr(0x802) << 32 | u64::from(LOW))), 1);
@@ -606,14 +696,22 @@ fn x2apic() {
         out.check(format_args!("a write of {name}"), expected);
     }
     unsafe { cpu::write_msr(0x808, 0) };
-    for (name, msr) in [("EOI", 0x80b), ("the self-IPI register", 0x83f), ("DFR", 0x80e), ("register 0x840", 0x840), ("register 0x8ff", 0x8ff)] {
+    for (name, msr) in [
+        ("EOI", 0x80b),
+        ("the self-IPI register", 0x83f),
+        ("DFR", 0x80e),
+        ("register 0x840", 0x840),
+        ("register 0x8ff", 0x8ff),
+    ] {
         read_msr(msr).check(format_args!("a read of {name}"), fault(vector::GP, 0));
     }
-    write_msr(APIC_BASE.into(), base & 0xffff_ffff, base >> 32).check("back to xAPIC mode at once", fault(vector::GP, 0));
+    write_msr(APIC_BASE.into(), base & 0xffff_ffff, base >> 32)
+        .check("back to xAPIC mode at once", fault(vector::GP, 0));
     unsafe {
         cpu::write_msr(APIC_BASE, base & !0xc00);
     }
-    write_msr(APIC_BASE.into(), base & 0xffff_ffff | 0x400, base >> 32).check("from off to x2APIC mode at once", fault(vector::GP, 0));
+    write_msr(APIC_BASE.into(), base & 0xffff_ffff | 0x400, base >> 32)
+        .check("from off to x2APIC mode at once", fault(vector::GP, 0));
     unsafe { cpu::write_msr(APIC_BASE, base) };
     X2.store(0, Ordering::SeqCst);
     apic::enable();

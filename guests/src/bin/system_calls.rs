@@ -55,7 +55,11 @@ fn syscall() {
     report::equal("FMASK is cleared of RFLAGS", out.rflags & 0xffff, flag::CF | flag::ONE);
     report::equal("RSP is the program's", out.gprs[SP], 0x1234_5678);
     let out = State::kernel(call).run();
-    report::equal("SYSCALL in ring 0", (out.vector, out.rip, out.cs), (vector::END, start + 4, selector::CODE.into()));
+    report::equal(
+        "SYSCALL in ring 0",
+        (out.vector, out.rip, out.cs),
+        (vector::END, start + 4, selector::CODE.into()),
+    );
     let efer = cpu::read_msr(EFER);
     unsafe { cpu::write_msr(EFER, efer & !1) };
     State::user(call).run().check("SYSCALL without SCE", fault(vector::UD, 0));
@@ -87,7 +91,11 @@ fn sysret() {
     let landing = code!(32; "nop");
     let out = State::kernel(code!(64; ".byte 0x0f, 0x07")).with(CX, landing.as_ptr() as u64 | 1 << 40).run();
     let at = landing.as_ptr() as u64 + 3;
-    report::equal("SYSRET of 32 bits", (out.vector, out.rip, out.cs), (vector::END, at, selector::USER_CODE32.into()));
+    report::equal(
+        "SYSRET of 32 bits",
+        (out.vector, out.rip, out.cs),
+        (vector::END, at, selector::USER_CODE32.into()),
+    );
     let out = back.with(CX, 1 << 56).run();
     out.check("SYSRET to an address that is not canonical", fault(vector::GP, 0));
     report::equal("is a fault in ring 0", out.cs, selector::CODE.into());
@@ -107,7 +115,11 @@ fn sysenter() {
         ("32-bit code", State::user(code!(32; "sysenter")).cs(selector::USER_CODE32)),
     ] {
         let out = state.flags(flag::IF | flag::CF).run();
-        report::equal(format_args!("SYSENTER from {name}"), (out.vector, out.rip, out.gprs[SP]), (vector::END, start + 3, 0x77_8888));
+        report::equal(
+            format_args!("SYSENTER from {name}"),
+            (out.vector, out.rip, out.gprs[SP]),
+            (vector::END, start + 3, 0x77_8888),
+        );
         report::equal(format_args!("SYSENTER from {name}: segments"), (out.cs, out.ss), (0x08, 0x10));
         report::equal(format_args!("SYSENTER from {name}: flags"), out.rflags & 0xffff, flag::CF | flag::ONE);
     }
@@ -124,10 +136,18 @@ fn sysenter() {
         cpu::write_msr(SYSENTER_ESP, u64::from(legacy::stack() - 0x100));
     }
     let out = legacy::State::user(code!(32; "sysenter")).flags(flag::IF).run();
-    report::equal("SYSENTER in protected mode", (out.vector, out.eip, out.gprs[SP]), (0x30, landing.as_ptr() as u32 + 3, legacy::stack() - 0x100));
+    report::equal(
+        "SYSENTER in protected mode",
+        (out.vector, out.eip, out.gprs[SP]),
+        (0x30, landing.as_ptr() as u32 + 3, legacy::stack() - 0x100),
+    );
     report::equal("its segments and flags", (out.cs, out.ss, out.eflags & 0xffff), (8, 0x10, 2));
     let out = legacy::State::v86(code!(16; "sysenter")).run();
-    report::equal("SYSENTER in virtual-8086 mode", (out.vector, out.eip, out.cs), (0x30, landing.as_ptr() as u32 + 3, 8));
+    report::equal(
+        "SYSENTER in virtual-8086 mode",
+        (out.vector, out.eip, out.cs),
+        (0x30, landing.as_ptr() as u32 + 3, 8),
+    );
 }
 
 fn sysexit() {
@@ -136,12 +156,20 @@ fn sysexit() {
     let landing = code!(64; "nop");
     let out = State::kernel(code!(64; ".byte 0x48, 0x0f, 0x35"));
     let out = out.with(DX, landing.as_ptr() as u64).with(CX, guests::long::stack() - 0x40).run();
-    report::equal("SYSEXIT of 64 bits", (out.vector, out.rip, out.cs), (vector::END, landing.as_ptr() as u64 + 3, 0x43));
+    report::equal(
+        "SYSEXIT of 64 bits",
+        (out.vector, out.rip, out.cs),
+        (vector::END, landing.as_ptr() as u64 + 3, 0x43),
+    );
     report::equal("its stack", (out.gprs[SP], out.ss), (guests::long::stack() - 0x40, 0x4b));
     let landing = code!(32; "nop");
     let out = State::kernel(code!(64; ".byte 0x0f, 0x35"));
     let out = out.with(DX, landing.as_ptr() as u64).with(CX, guests::long::stack() - 0x40).run();
-    report::equal("SYSEXIT of 32 bits", (out.vector, out.rip, out.cs), (vector::END, landing.as_ptr() as u64 + 3, 0x33));
+    report::equal(
+        "SYSEXIT of 32 bits",
+        (out.vector, out.rip, out.cs),
+        (vector::END, landing.as_ptr() as u64 + 3, 0x33),
+    );
     report::equal("its stack segment", out.ss, 0x3b);
     let out = State::kernel(code!(64; ".byte 0x48, 0x0f, 0x35")).with(DX, 1 << 56).run();
     out.check("SYSEXIT to an address that is not canonical", fault(vector::GP, 0));
@@ -161,11 +189,21 @@ fn bases() {
         cpu::write_msr(GS_BASE, 0x80_0008);
         cpu::write_msr(KERNEL_GS_BASE, 0x80_0010);
     }
-    let out = State::kernel(code!(64; "mov rax, fs:[0]", "mov rbx, gs:[0]", "swapgs", "mov rcx, gs:[0]", "swapgs")).run();
+    let out =
+        State::kernel(code!(64; "mov rax, fs:[0]", "mov rbx, gs:[0]", "swapgs", "mov rcx, gs:[0]", "swapgs"))
+            .run();
     report::equal("FS, GS and SWAPGS", [out.gprs[AX], out.gprs[BX], out.gprs[CX]], [0x11, 0x22, 0x33]);
-    report::equal("the bases afterwards", (cpu::read_msr(GS_BASE), cpu::read_msr(KERNEL_GS_BASE)), (0x80_0008, 0x80_0010));
+    report::equal(
+        "the bases afterwards",
+        (cpu::read_msr(GS_BASE), cpu::read_msr(KERNEL_GS_BASE)),
+        (0x80_0008, 0x80_0010),
+    );
     let out = State::kernel(code!(64; "mov fs, ax", "mov rbx, fs:[0x800000]")).with(AX, 0x10).run();
-    report::equal("loading FS loads its base", (out.vector, out.gprs[BX], cpu::read_msr(FS_BASE)), (vector::END, 0x11, 0));
+    report::equal(
+        "loading FS loads its base",
+        (out.vector, out.gprs[BX], cpu::read_msr(FS_BASE)),
+        (vector::END, 0x11, 0),
+    );
     unsafe { cpu::write_msr(FS_BASE, 0x1_2345_6789) };
     let out = State::kernel(code!(64; "mov fs, ax")).with(AX, 0x10).run();
     report::equal("with 32 bits", (out.vector, cpu::read_msr(FS_BASE)), (vector::END, 0));
@@ -183,7 +221,10 @@ fn bases() {
     report::equal("of 32 bits", out.gprs[DX], 0x8000_0000);
     let out = State::user(code!(64; "nop", "wrfsbase rbx")).with(BX, 1 << 56).run();
     out.check("WRFSBASE that is not canonical", event_at(vector::GP, 0, 1));
-    State::user(code!(32; ".byte 0xf3, 0x0f, 0xae, 0xc0")).cs(selector::USER_CODE32).run().check("RDFSBASE in 32-bit code", fault(vector::UD, 0));
+    State::user(code!(32; ".byte 0xf3, 0x0f, 0xae, 0xc0"))
+        .cs(selector::USER_CODE32)
+        .run()
+        .check("RDFSBASE in 32-bit code", fault(vector::UD, 0));
     unsafe { cpu::set_cr4(cr4) };
     let _ = END;
 }

@@ -470,6 +470,15 @@ impl Cpu {
         })
     }
 
+    /// Checks that bytes can be written, and writes none: for what is read before it is written, whose fault is a
+    /// write's.
+    ///
+    /// # Errors
+    /// [`Stop::Fault`] for the first byte that cannot be written.
+    pub fn probe_write(&mut self, view: View, linear: u64, len: usize) -> Result<(), Stop> {
+        self.each_page(view, linear, len, Access::Write, |_, _, _| {})
+    }
+
     fn each_page(
         &mut self,
         view: View,
