@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ringside-kvm", &["ringside-x86", "ringside-engine", "ringside-exits", "ringside-guest-memory"]),
     ("ringside-emulator", &["ringside-x86", "ringside-engine", "ringside-exits", "ringside-guest-memory"]),
     ("ringside-devices", &["ringside-x86", "ringside-engine"]),
+    ("ringside-virtio", &["ringside-devices", "ringside-guest-memory"]),
     (
         "ringside-vmm",
         &[
@@ -21,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ringside-kvm",
             "ringside-emulator",
             "ringside-devices",
+            "ringside-virtio",
         ],
     ),
     ("ringside", &["ringside-engine", "ringside-exits", "ringside-vmm"]),

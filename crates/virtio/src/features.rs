@@ -1,0 +1,17 @@
+//! Feature bits of rings and transports. *Reserved Feature Bits*.
+
+/// Descriptors may point to tables of descriptors.
+pub const INDIRECT_DESC: u64 = 1 << 28;
+/// Each side tells at which entry it wants to be notified.
+pub const EVENT_IDX: u64 = 1 << 29;
+/// The device follows this specification, not what was before it.
+pub const VERSION_1: u64 = 1 << 32;
+/// Packed rings.
+pub const RING_PACKED: u64 = 1 << 34;
+/// The device uses buffers in the order in which they were made available.
+pub const IN_ORDER: u64 = 1 << 35;
+/// The driver's notifications tell how far its ring is filled.
+pub const NOTIFICATION_DATA: u64 = 1 << 38;
+
+/// What every device here offers.
+pub const OFFERED: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED | IN_ORDER | NOTIFICATION_DATA;

@@ -1,0 +1,431 @@
+//! Virtio over PCI, without what was before version 1. *Virtio Over PCI Bus*.
+//!
+//! All registers are in one memory window:
+//!
+//! ```text
+//! 0x0000  common configuration       0x4000  MSI-X table
+//! 0x1000  interrupt status           0x6000  MSI-X pending bits
+//! 0x2000  the device's own
+//! 0x3000  notifications, 4 bytes a queue
+//! ```
+
+use std::sync::{Arc, Mutex, Weak};
+
+use devices::bus::{Device as Registers, MachineBus, SharedDevice};
+use devices::irq::IrqLine;
+use devices::pci::{
+    BarKind, ConfigError, ConfigSpace, ConfigWrite, Header, MappedBars, MsiSink, Msix, MsixPlace,
+    PciFunction, bar_of,
+};
+
+use super::core::{Core, Event};
+use crate::Device;
+use crate::memory::DmaMemory;
+
+const VENDOR: u16 = 0x1af4;
+/// The PCI device id of virtio's device 0.
+const FIRST_DEVICE: u16 = 0x1040;
+/// The one base address register.
+const BAR: u8 = 0;
+const BAR_SIZE: u64 = 0x8000;
+const BLOCK: u32 = 0x1000;
+/// What the blocks of the window are.
+const COMMON: u32 = 0;
+const ISR: u32 = 1;
+const DEVICE: u32 = 2;
+const NOTIFY: u32 = 3;
+const TABLE: u32 = 4;
+const PENDING: u32 = 6;
+/// Bytes between the queues' notification registers.
+const NOTIFY_STRIDE: u32 = 4;
+
+/// The vendor capability: its id, its kinds.
+const CAPABILITY: u8 = 0x09;
+mod kind {
+    pub(super) const COMMON: u8 = 1;
+    pub(super) const NOTIFY: u8 = 2;
+    pub(super) const ISR: u8 = 3;
+    pub(super) const DEVICE: u8 = 4;
+    /// A way to the window through the configuration space.
+    pub(super) const PCI: u8 = 5;
+}
+/// Offsets in the capability of [`kind::PCI`].
+const ACCESS_BAR: u16 = 4;
+const ACCESS_OFFSET: u16 = 8;
+const ACCESS_LENGTH: u16 = 12;
+const ACCESS_DATA: u16 = 16;
+
+/// The common configuration's registers.
+mod common {
+    pub(super) const DEVICE_FEATURE_SELECT: u64 = 0x00;
+    pub(super) const DEVICE_FEATURE: u64 = 0x04;
+    pub(super) const DRIVER_FEATURE_SELECT: u64 = 0x08;
+    pub(super) const DRIVER_FEATURE: u64 = 0x0c;
+    pub(super) const CONFIG_MSIX_VECTOR: u64 = 0x10;
+    pub(super) const NUM_QUEUES: u64 = 0x12;
+    pub(super) const DEVICE_STATUS: u64 = 0x14;
+    pub(super) const QUEUE_SELECT: u64 = 0x16;
+    pub(super) const QUEUE_SIZE: u64 = 0x18;
+    pub(super) const QUEUE_MSIX_VECTOR: u64 = 0x1a;
+    pub(super) const QUEUE_ENABLE: u64 = 0x1c;
+    pub(super) const QUEUE_NOTIFY_OFF: u64 = 0x1e;
+    pub(super) const QUEUE_DESC: u64 = 0x20;
+    pub(super) const QUEUE_DRIVER: u64 = 0x28;
+    pub(super) const QUEUE_DEVICE: u64 = 0x30;
+    pub(super) const QUEUE_NOTIFY_DATA: u64 = 0x38;
+    /// Bytes in all.
+    pub(super) const SIZE: usize = 0x3c;
+}
+/// No vector: what it would tell is not told.
+const NO_VECTOR: u16 = 0xffff;
+/// The interrupt status: a queue, the configuration.
+const ISR_QUEUE: u8 = 1;
+const ISR_CONFIG: u8 = 2;
+
+/// What a function is connected to.
+pub struct Connections {
+    /// Where its registers are mapped.
+    pub bus: Arc<MachineBus>,
+    /// The guest's RAM.
+    pub memory: DmaMemory,
+    /// Where its interrupt messages go.
+    pub messages: Arc<dyn MsiSink>,
+    /// Its INTx line.
+    pub line: IrqLine,
+}
+
+/// A virtio device as a PCI function.
+pub struct VirtioPci {
+    config: ConfigSpace,
+    bars: MappedBars,
+    msix: Msix,
+    core: Core,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+    isr: u8,
+    line: IrqLine,
+    /// Offset of the capability of [`kind::PCI`].
+    access: u16,
+    this: Weak<Mutex<Self>>,
+}
+
+impl VirtioPci {
+    /// A function with `device` behind it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a device of more queues than there are vectors.
+    pub fn new(device: Box<dyn Device>, connections: Connections) -> Result<Arc<Mutex<Self>>, ConfigError> {
+        let Connections { bus, memory, messages, line } = connections;
+        let core = Core::new(device, memory);
+        let id = core.device_id();
+        let header = Header {
+            vendor: VENDOR,
+            device: FIRST_DEVICE + id,
+            class: class(id),
+            revision: 1,
+            subsystem_vendor: VENDOR,
+            subsystem: 0x40 + id,
+            interrupt_pin: 1,
+            multifunction: false,
+        };
+        let mut config = ConfigSpace::new(&header);
+        config.add_bar(BAR.into(), BarKind::Memory64, BAR_SIZE)?;
+        let place = MsixPlace { bar: BAR, table: TABLE * BLOCK, pending: PENDING * BLOCK };
+        let msix = Msix::new(&mut config, core.queues().saturating_add(1), place, messages)?;
+        for (kind, block) in [(kind::COMMON, COMMON), (kind::ISR, ISR), (kind::DEVICE, DEVICE)] {
+            config.add_capability(CAPABILITY, &capability(kind, block, &[]), &[])?;
+        }
+        let stride = NOTIFY_STRIDE.to_le_bytes();
+        config.add_capability(CAPABILITY, &capability(kind::NOTIFY, NOTIFY, &stride), &[])?;
+        let mut writable = [0; 18];
+        writable[2] = 0xff;
+        writable[6..].fill(0xff);
+        let access = config.add_capability(CAPABILITY, &access_capability(), &writable)?.into();
+        let queue_vectors = vec![NO_VECTOR; core.queues().into()];
+        let bars = MappedBars::new(bus, name(id));
+        Ok(Arc::new_cyclic(|this| {
+            let (config_vector, isr, this) = (NO_VECTOR, 0, this.clone());
+            let function =
+                Self { config, bars, msix, core, config_vector, queue_vectors, isr, line, access, this };
+            Mutex::new(function)
+        }))
+    }
+
+    /// Tells the driver of something, by a message or by the interrupt line.
+    fn tell(&mut self, event: Event) {
+        let (vector, bit) = match event {
+            Event::Queue(index) => {
+                (self.queue_vectors.get(usize::from(index)).copied().unwrap_or(NO_VECTOR), ISR_QUEUE)
+            }
+            Event::Config => (self.config_vector, ISR_CONFIG),
+        };
+        if self.msix.is_enabled(&self.config) {
+            self.msix.signal(&self.config, vector);
+        } else {
+            self.isr |= bit;
+            self.update_line();
+        }
+    }
+
+    fn update_line(&mut self) {
+        let asserted = self.isr != 0 && !self.msix.is_enabled(&self.config);
+        let level = self.config.set_interrupt(asserted);
+        self.line.set(level);
+    }
+
+    /// The reset of the machine: the window is nowhere, and nothing is negotiated.
+    fn power_up(&mut self) {
+        self.core.reset();
+        self.config.reset();
+        self.msix.reset();
+        self.bars.unmap();
+        self.forget_vectors();
+    }
+
+    /// What a reset of the device makes of its interrupts.
+    fn forget_vectors(&mut self) {
+        self.config_vector = NO_VECTOR;
+        self.queue_vectors.fill(NO_VECTOR);
+        self.isr = 0;
+        self.update_line();
+    }
+
+    /// All of the common configuration as it reads now.
+    fn common(&self) -> [u8; common::SIZE] {
+        let mut bytes = [0; common::SIZE];
+        let mut put = |at: u64, value: u64, len: usize| {
+            bytes[at as usize..at as usize + len].copy_from_slice(&value.to_le_bytes()[..len]);
+        };
+        put(common::DEVICE_FEATURE_SELECT, self.core.device_features_select.into(), 4);
+        put(common::DEVICE_FEATURE, self.core.device_features().into(), 4);
+        put(common::DRIVER_FEATURE_SELECT, self.core.driver_features_select.into(), 4);
+        put(common::DRIVER_FEATURE, self.core.driver_features().into(), 4);
+        put(common::CONFIG_MSIX_VECTOR, self.config_vector.into(), 2);
+        put(common::NUM_QUEUES, self.core.queues().into(), 2);
+        put(common::DEVICE_STATUS, self.core.status.bits().into(), 1);
+        put(common::QUEUE_SELECT, self.core.queue_select.into(), 2);
+        let index = self.core.queue_select;
+        if let Some(slot) = self.core.slot() {
+            put(common::QUEUE_SIZE, slot.config.size.into(), 2);
+            put(common::QUEUE_MSIX_VECTOR, self.queue_vectors[usize::from(index)].into(), 2);
+            put(common::QUEUE_ENABLE, slot.is_enabled().into(), 2);
+            put(common::QUEUE_NOTIFY_OFF, index.into(), 2);
+            put(common::QUEUE_DESC, slot.config.descriptors, 8);
+            put(common::QUEUE_DRIVER, slot.config.driver, 8);
+            put(common::QUEUE_DEVICE, slot.config.device, 8);
+            put(common::QUEUE_NOTIFY_DATA, index.into(), 2);
+        }
+        bytes
+    }
+
+    fn write_common(&mut self, offset: u64, data: &[u8]) {
+        let mut bytes = [0; 8];
+        bytes[..data.len().min(8)].copy_from_slice(&data[..data.len().min(8)]);
+        let value = u64::from_le_bytes(bytes);
+        match (offset, data.len()) {
+            (_, 8) => {
+                self.write_common(offset, &data[..4]);
+                self.write_common(offset + 4, &data[4..]);
+            }
+            (common::DEVICE_FEATURE_SELECT, 4) => self.core.device_features_select = value as u32,
+            (common::DRIVER_FEATURE_SELECT, 4) => self.core.driver_features_select = value as u32,
+            (common::DRIVER_FEATURE, 4) => self.core.set_driver_features(value as u32),
+            (common::CONFIG_MSIX_VECTOR, 2) => self.config_vector = self.vector(value),
+            (common::DEVICE_STATUS, 1) => self.write_status(value as u8),
+            (common::QUEUE_SELECT, 2) => self.core.queue_select = value as u16,
+            (common::QUEUE_MSIX_VECTOR, 2) => {
+                let (index, vector) = (usize::from(self.core.queue_select), self.vector(value));
+                if let Some(of_queue) = self.queue_vectors.get_mut(index) {
+                    *of_queue = vector;
+                }
+            }
+            (common::QUEUE_ENABLE, 2) if value == 1 => self.core.enable_queue(),
+            (common::QUEUE_SIZE, 2) => {
+                if let Some(config) = self.core.slot_config() {
+                    config.size = value as u16;
+                }
+            }
+            (common::QUEUE_DESC..common::QUEUE_NOTIFY_DATA, 4) => self.write_address(offset, value as u32),
+            _ => {}
+        }
+    }
+
+    /// One half of an address of the selected queue.
+    fn write_address(&mut self, offset: u64, value: u32) {
+        let Some(config) = self.core.slot_config() else { return };
+        let address = match offset & !7 {
+            common::QUEUE_DESC => &mut config.descriptors,
+            common::QUEUE_DRIVER => &mut config.driver,
+            _ => &mut config.device,
+        };
+        let shift = 8 * (offset & 4);
+        *address = *address & !(0xffff_ffff << shift) | u64::from(value) << shift;
+    }
+
+    /// A vector as it can be, else none.
+    fn vector(&self, value: u64) -> u16 {
+        u16::try_from(value).ok().filter(|&vector| vector < self.msix.vectors()).unwrap_or(NO_VECTOR)
+    }
+
+    fn write_status(&mut self, value: u8) {
+        let events = self.core.set_status(value);
+        if value == 0 {
+            self.forget_vectors();
+        }
+        events.into_iter().for_each(|event| self.tell(event));
+    }
+
+    fn notify(&mut self, offset: u64) {
+        // Without this the function must not reach memory.
+        if !self.config.is_bus_master() {
+            return;
+        }
+        let Ok(index) = u16::try_from(offset / u64::from(NOTIFY_STRIDE)) else { return };
+        if let Some(event) = self.core.notified(index) {
+            self.tell(event);
+        }
+    }
+
+    fn read_window(&mut self, offset: u64, data: &mut [u8]) {
+        let within = offset % u64::from(BLOCK);
+        match (offset / u64::from(BLOCK)) as u32 {
+            COMMON => {
+                let bytes = self.common();
+                data.fill(0);
+                for (to, from) in data.iter_mut().zip(bytes.iter().skip(within as usize)) {
+                    *to = *from;
+                }
+            }
+            ISR => {
+                data.fill(0);
+                if within == 0 {
+                    data[0] = std::mem::take(&mut self.isr);
+                    self.update_line();
+                }
+            }
+            DEVICE => self.core.read_config(within, data),
+            TABLE..PENDING => self.msix.read_table(offset - u64::from(TABLE * BLOCK), data),
+            PENDING => self.msix.read_pending(within, data),
+            _ => data.fill(0),
+        }
+    }
+
+    fn write_window(&mut self, offset: u64, data: &[u8]) {
+        let within = offset % u64::from(BLOCK);
+        match (offset / u64::from(BLOCK)) as u32 {
+            COMMON => self.write_common(within, data),
+            DEVICE => self.core.write_config(within, data),
+            NOTIFY => self.notify(within),
+            TABLE..PENDING => {
+                self.msix.write_table(&self.config, offset - u64::from(TABLE * BLOCK), data);
+            }
+            _ => {}
+        }
+    }
+
+    /// Where an access through the configuration space goes in the window, and its length, where that is proper.
+    fn access(&self) -> Option<(u64, usize)> {
+        let bar = self.config.read(self.access + ACCESS_BAR) as u8;
+        let offset = u64::from(self.config.read(self.access + ACCESS_OFFSET));
+        let len = self.config.read(self.access + ACCESS_LENGTH);
+        let proper = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len.into());
+        (bar == BAR && proper && offset < BAR_SIZE).then_some((offset, len as usize))
+    }
+}
+
+/// The PCI class of a device: storage, network, communication, or none of them.
+fn class(id: u16) -> u32 {
+    match id {
+        1 => 0x02_0000,
+        2 => 0x01_0000,
+        3 => 0x07_8000,
+        _ => 0xff_0000,
+    }
+}
+
+/// The name in the ledger.
+fn name(id: u16) -> &'static str {
+    match id {
+        1 => "virtio-net",
+        2 => "virtio-blk",
+        3 => "virtio-console",
+        4 => "virtio-rng",
+        _ => "virtio",
+    }
+}
+
+/// A vendor capability after its id and link: the block of the window.
+fn capability(kind: u8, block: u32, more: &[u8]) -> Vec<u8> {
+    let mut body = vec![16 + more.len() as u8, kind, BAR, 0, 0, 0];
+    body.extend((block * BLOCK).to_le_bytes());
+    body.extend(BLOCK.to_le_bytes());
+    body.extend(more);
+    body
+}
+
+/// The capability through which firmware that cannot map the window reaches it: the driver fills it in.
+fn access_capability() -> [u8; 18] {
+    let mut body = [0; 18];
+    (body[0], body[1]) = (20, kind::PCI);
+    body
+}
+
+impl PciFunction for VirtioPci {
+    fn read_config(&mut self, offset: u16) -> u32 {
+        if offset == self.access + ACCESS_DATA
+            && let Some((at, len)) = self.access()
+        {
+            let mut data = [0; 4];
+            self.read_window(at, &mut data[..len]);
+            return u32::from_le_bytes(data);
+        }
+        self.config.read(offset)
+    }
+
+    fn write_config(&mut self, offset: u16, write: ConfigWrite) {
+        if offset == self.access + ACCESS_DATA
+            && let Some((at, len)) = self.access()
+        {
+            self.write_window(at, &write.value.to_le_bytes()[..len]);
+            return;
+        }
+        self.config.write(offset, write);
+        if let Some(this) = self.this.upgrade() {
+            let registers: SharedDevice = this;
+            self.bars.update(&self.config, &registers);
+        }
+        self.msix.send_unmasked(&self.config);
+        self.update_line();
+    }
+}
+
+impl Registers for VirtioPci {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let (_, offset) = bar_of(offset);
+        self.read_window(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let (_, offset) = bar_of(offset);
+        self.write_window(offset, data);
+    }
+
+    fn power_cycle(&mut self) {
+        self.power_up();
+    }
+
+    fn register(&self, offset: u64, _write: bool) -> &'static str {
+        match (bar_of(offset).1 / u64::from(BLOCK)) as u32 {
+            COMMON => "COMMON_CFG",
+            ISR => "ISR",
+            DEVICE => "DEVICE_CFG",
+            NOTIFY => "NOTIFY",
+            TABLE..PENDING => "MSIX_TABLE",
+            PENDING => "MSIX_PBA",
+            _ => "none",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
