@@ -57,8 +57,8 @@ impl Events {
             self.waits_for_sipi = false;
             return Some(CpuEvent::Sipi(vector));
         }
-        if !nmi_allowed {
-            // The processor is in an NMI's handler, so only one more can wait.
+        if !nmi_allowed || self.waits_for_sipi {
+            // The processor is in an NMI's handler, or does not take any, so only one more can wait.
             self.nmis = self.nmis.min(1);
             return None;
         }

@@ -101,7 +101,7 @@ fn the_arbitration_priority_follows_the_highest_of_the_three() {
 
 #[test]
 fn software_disabling_masks_the_lvt_and_refuses_interrupts_but_not_nmis() {
-    let machine = Machine::enabled(2);
+    let machine = Machine::enabled(2).started();
     let (sender, cpu) = (&machine.cpus[0], &machine.cpus[1]);
     cpu.write(offset::LVT_LINT1, 0x31);
     sender.send(1, 0x41);
@@ -394,6 +394,25 @@ fn a_sipi_that_follows_an_init_closely_is_not_lost() {
         assert_eq!(ap.take_event(false), Some(CpuEvent::Sipi(0x10)));
         assert_eq!(ap.take_event(false), None);
     }
+}
+
+#[test]
+fn a_processor_that_waits_for_its_start_takes_no_nmi_until_it_has_started() {
+    let machine = Machine::enabled(2);
+    let (bsp, ap) = (&machine.cpus[0], &machine.cpus[1].apic);
+    bsp.send(1, NMI);
+    bsp.send(1, NMI);
+    assert_eq!(ap.take_event(true), None);
+    bsp.send(1, SIPI | 0x10);
+    assert_eq!(ap.take_event(true), Some(CpuEvent::Sipi(0x10)));
+    assert_eq!(ap.take_event(true), Some(CpuEvent::Nmi));
+    assert_eq!(ap.take_event(true), None);
+    bsp.send(1, NMI);
+    bsp.send(1, INIT | LEVEL | ASSERT);
+    assert_eq!(ap.take_event(true), Some(CpuEvent::Init));
+    bsp.send(1, SIPI | 0x10);
+    assert_eq!(ap.take_event(true), Some(CpuEvent::Sipi(0x10)));
+    assert_eq!(ap.take_event(true), None, "INIT forgets what was pending");
 }
 
 #[test]

@@ -74,6 +74,15 @@ impl Machine {
         machine
     }
 
+    /// The application processors have been started.
+    fn started(self) -> Self {
+        for (id, cpu) in (0u8..).zip(&self.cpus).skip(1) {
+            self.cpus[0].send(id, 6 << 8 | 0x10);
+            assert_eq!(cpu.apic.take_event(true), Some(engine::CpuEvent::Sipi(0x10)));
+        }
+        self
+    }
+
     fn run(&self, ns: u64) {
         self.time.run(&self.timers, ns);
     }

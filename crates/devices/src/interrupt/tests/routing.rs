@@ -308,7 +308,7 @@ fn what_is_left_after_an_acknowledgement_is_a_new_edge_at_pin_0() {
 
 #[test]
 fn the_nmi_line_goes_through_lint1() {
-    let machine = Machine::enabled(2);
+    let machine = Machine::enabled(2).started();
     machine.cpus[0].write(offset::LVT_LINT1, 4 << 8);
     machine.cpus[1].set_base(DEFAULT_BASE).unwrap();
     machine.fabric.set_nmi(true);
