@@ -145,8 +145,8 @@ fn motherboard(ecam: Option<Ecam>) -> Raw {
     device("MBRD", &[&hardware_id("PNP0C02"), &Name::new("_UID".into(), &ZERO), &resources(&descriptors)])
 }
 
-/// A PC's own devices: serial ports, keyboard, clock, timers.
-fn legacy_devices() -> [Raw; 6] {
+/// A PC's own devices: serial ports, keyboard, mouse, clock, timers.
+fn legacy_devices() -> [Raw; 7] {
     let ports = |first: u64, count: u64| IO::new(first as u16, first as u16, 1, count as u8);
     let irq = |number: u32| Interrupt::new(true, true, false, false, number);
     let serial_port = |name: &str, uid: u8, base: u64, number: u32| {
@@ -160,6 +160,7 @@ fn legacy_devices() -> [Raw; 6] {
         serial_port("COM1", 1, serial::COM1_BASE, serial::COM1_IRQ),
         serial_port("COM2", 2, serial::COM2_BASE, serial::COM2_IRQ),
         simple("KBD_", "PNP0303", &[&ports(0x60, 1), &ports(0x64, 1), &irq(i8042::KEYBOARD_IRQ)]),
+        simple("MOU_", "PNP0F13", &[&irq(i8042::MOUSE_IRQ)]),
         simple("RTC_", "PNP0B00", &[&ports(cmos::BASE, cmos::PORTS), &irq(cmos::IRQ)]),
         simple("TIMR", "PNP0100", &[&ports(pit::BASE, pit::PORTS), &irq(pit::IRQ)]),
         simple("HPET", "PNP0103", &[&Memory32Fixed::new(false, layout::HPET as u32, hpet::SIZE as u32)]),

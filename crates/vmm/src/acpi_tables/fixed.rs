@@ -25,7 +25,7 @@ pub(super) fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .firmware_ctrl_32(facs as u32)
         .preferred_pm_profile(PmProfile::Unspecified);
-    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::ResetRegSup] {
+    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::TmrValExt, Flags::ResetRegSup] {
         fadt = fadt.flag(flag);
     }
     fadt.dsdt = (dsdt as u32).into();

@@ -104,6 +104,7 @@ fn the_fadt_names_the_fixed_hardware() {
     let flags = u32_at(fadt, 112);
     assert_eq!((flags >> 10 & 1, flags >> 4 & 1, flags >> 20 & 1), (1, 0, 0));
     assert_eq!(flags >> 6 & 1, 0, "the clock's alarm is a fixed event");
+    assert_eq!(flags >> 8 & 1, 1, "the timer has 32 bits");
     assert_eq!((fadt[116], u64_at(fadt, 120), fadt[128]), (1, 0xcf9, 6));
     assert_eq!((fadt[108], u16::from_le_bytes([fadt[109], fadt[110]])), (0x32, 0b111));
 }
