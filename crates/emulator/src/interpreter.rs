@@ -7,12 +7,12 @@ use exits::{Detail, Exit};
 use guest_memory::Offset;
 use x86::{ExitReason, Flags};
 
-use crate::block::{Blocks, NO_BLOCK, NewBlock, Regime};
+use crate::block::{Blocks, NO_BLOCK, NO_REGION, NewBlock, Regime};
 use crate::cpu::Cpu;
 use crate::decode::MOST;
 use crate::insn::{Insn, Stop};
 use crate::instructions::event::{Event, TripleFault};
-use crate::jit::Jit;
+use crate::jit::{Call, Jit};
 use crate::mmu::{Access, NO_PAGE};
 use crate::shared::Peers;
 
@@ -34,8 +34,10 @@ pub struct Interpreter {
     scratch: Vec<Insn>,
     /// The translator, where it is on.
     pub(crate) jit: Option<Jit>,
-    /// With [`jit::exit::STOP`]: the instruction's number, its block's, and why.
-    pub(crate) stopped_at: Option<(u32, u32, Stop)>,
+    /// With [`jit::exit::STOP`]: which handler, and why.
+    pub(crate) stopped_at: Option<(Call, Stop)>,
+    /// The next block must be interpreted, even if it is translated.
+    pub(crate) interprets_next: bool,
     /// A handler's panic, on its way around translated code.
     pub(crate) panic: Option<Box<dyn std::any::Any + Send>>,
 }
@@ -57,11 +59,11 @@ impl Interpreter {
     /// Around a processor.
     pub fn new(cpu: Cpu, attention: Arc<Attention>, peers: Peers) -> Self {
         let native_generation = cpu.native.unit.generation();
+        let layout = cpu.memory.layout_generation();
         Self {
             cpu,
             blocks: Blocks::new(),
             attention,
-        let layout = cpu.memory.layout_generation();
             peers,
             interrupt_waits: false,
             layout,
@@ -70,6 +72,7 @@ impl Interpreter {
             scratch: Vec::new(),
             jit: None,
             stopped_at: None,
+            interprets_next: false,
             panic: None,
         }
     }
@@ -124,13 +127,14 @@ impl Interpreter {
                 },
             };
             let block = *self.blocks.get(number);
-            if block.code != 0 {
+            let interprets = std::mem::take(&mut self.interprets_next);
+            if block.code != 0 && !interprets {
                 match self.run_translated(block.code, regime) {
                     Some(leave) => return leave,
                     None => continue,
                 }
             }
-            if self.jit.is_some() && self.cpu.mode.is_64() && self.is_hot(number) {
+            if self.jit.is_some() && self.cpu.mode.is_64() && block.code == 0 && self.is_hot(number) {
                 self.translate(number, rip, regime);
                 continue;
             }
@@ -392,6 +396,11 @@ impl Interpreter {
                 marks.written(page);
             },
         );
+        let layout = self.cpu.memory.layout_generation();
+        if layout != self.layout {
+            self.layout = layout;
+            self.cpu.mmu.tlb.flush_all();
+        }
     }
 
     /// Waits until no other vCPU stores unseen to code that this one decoded.
@@ -412,11 +421,6 @@ impl Interpreter {
         // Outside 64-bit mode the same RIP is another place in another code segment.
         (u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16) ^ self.cpu.bases[1] << 32
     }
-        let layout = self.cpu.memory.layout_generation();
-        if layout != self.layout {
-            self.layout = layout;
-            self.cpu.mmu.tlb.flush_all();
-        }
 
     /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.
     #[inline(never)]
@@ -449,12 +453,8 @@ impl Interpreter {
         let marked = marks.generation(offset) == generation;
         let same = self.blocks.refresh(number, &self.cpu.memory, [generation, 0]);
         let block = self.blocks.get(number);
-        if same
-            && marked
-            && block.code != 0
-            && let Some(jit) = &mut self.jit
-        {
-            jit.expect(block.state_at, state);
+        if same && marked && block.region != NO_REGION {
+            self.follow_state(number, generation, state);
         }
         same
     }

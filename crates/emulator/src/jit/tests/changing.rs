@@ -303,7 +303,7 @@ fn forgetting_code_whose_memory_is_full_changes_nothing() {
         }
         cpu.registers.set(RCX, ROUNDS);
         cpu.registers.set(14, FUNCTION);
-        let settings = Settings { code_bytes: 64 << 10, hot };
+        let settings = Settings { code_bytes: 64 << 10, hot, ..Settings::default() };
         let mut interpreter = interpreter(cpu, &Arc::new(Shared::new(1)), Some(settings));
         assert!(matches!(interpreter.run(), VmExit::Halt));
         assert_eq!(interpreter.cpu.registers.get(RBX), 400 * ROUNDS);
