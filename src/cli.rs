@@ -145,8 +145,12 @@ pub struct RunArgs {
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = "Machine")]
     pub engine: Engine,
     /// Whether the software CPU translates hot code, or interprets all of it
-    #[arg(long, value_enum, value_name = "on|off", default_value = "on", help_heading = "Machine")]
-    pub jit: Switch,
+    ///
+    /// `lockstep` is for finding defects of Ringside: it does both and compares them after each block, many times
+    /// slower, on one vCPU without RDRAND and RDSEED. The first difference ends the run with status 247 and is
+    /// described on stderr.
+    #[arg(long, value_enum, value_name = "on|off|lockstep", default_value = "on", help_heading = "Machine")]
+    pub jit: Jit,
     /// A port, such as 0xf4: what the guest writes there ends the run and is its status
     #[arg(long, value_name = "PORT", value_parser = port, help_heading = "Machine")]
     pub debug_exit: Option<u16>,
@@ -186,13 +190,15 @@ pub enum Boot {
     Multiboot,
 }
 
-/// On or off.
+/// What the software CPU does with hot code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// Do it
+pub enum Jit {
+    /// Translate it
     On,
-    /// Leave it
+    /// Interpret it
     Off,
+    /// Do both, and compare
+    Lockstep,
 }
 
 /// What runs the vCPUs.

@@ -21,6 +21,8 @@ pub const QUIT: u8 = 244;
 pub const STUCK: u8 = 245;
 /// With `--exec`: the guest powered off before the command's status was there.
 pub const NO_STATUS: u8 = 246;
+/// With `--jit lockstep`: the translator and the interpreter did not do the same.
+pub const DIFFERS: u8 = 247;
 /// What is added to the number of the signal that ended Ringside, as shells do.
 pub const SIGNAL: u8 = 128;
 
@@ -39,7 +41,9 @@ Exit status:
   243    the engine could not go on with the guest (RIP and reason on stderr)
   244    ended with Ctrl-A x
   245    every vCPU is halted with interrupts off: nothing can wake the guest
-  246    with --exec: the guest ended before CMD's status was known";
+  246    with --exec: the guest ended before CMD's status was known
+  247    with --jit lockstep: the translator and the interpreter did not do the
+         same (where, and how they differ, is shown on stderr)";
 
 /// The status of a run that ended so; `exec` says whether it ran a command.
 pub fn of(outcome: &Outcome, exec: bool) -> u8 {
@@ -51,6 +55,7 @@ pub fn of(outcome: &Outcome, exec: bool) -> u8 {
         Outcome::TripleFault { .. } => TRIPLE_FAULT,
         Outcome::Fatal { .. } => CANNOT_GO_ON,
         Outcome::Stuck { .. } => STUCK,
+        Outcome::Differs { .. } => DIFFERS,
         Outcome::Stopped(StopReason::Quit) => QUIT,
         Outcome::Stopped(StopReason::Signal(number)) => SIGNAL.wrapping_add((number & 0x7f) as u8),
         Outcome::Stopped(StopReason::OutputClosed) => SIGNAL + libc::SIGPIPE as u8,
@@ -83,7 +88,7 @@ mod tests {
 
     #[test]
     fn the_help_names_every_status_of_ours() {
-        for status in [HOST_ERROR, TRIPLE_FAULT, RESET, CANNOT_GO_ON, QUIT, STUCK, NO_STATUS] {
+        for status in [HOST_ERROR, TRIPLE_FAULT, RESET, CANNOT_GO_ON, QUIT, STUCK, NO_STATUS, DIFFERS] {
             assert!(HELP.contains(&format!("\n  {status}    ")), "{status}");
         }
     }

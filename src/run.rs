@@ -11,9 +11,9 @@ use vmm::boot::Protocol;
 use vmm::config::BootConfig;
 use vmm::input::Input;
 use vmm::machine::SerialLine;
-use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary};
+use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary, Translation};
 
-use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, RunArgs, Switch};
+use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, Jit, RunArgs};
 use crate::console::{self, Present};
 use crate::terminal::{self, RawMode};
 use crate::{exit_status, stats};
@@ -72,13 +72,15 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     let config = MachineConfig {
         memory: args.memory,
         cpus: args.cpus,
-        cpu: args.cpu.clone(),
+        cpu: cpu_model(args),
         engine: match args.engine {
+            // It is the software CPU that is compared.
+            Engine::Auto if args.jit == Jit::Lockstep => EngineChoice::Soft,
             Engine::Auto => EngineChoice::Auto,
             Engine::Soft => EngineChoice::Soft,
             Engine::Kvm => EngineChoice::Kvm,
         },
-        jit: args.jit == Switch::On,
+        jit: translation(args.jit),
         boot,
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
         testdev: args.testdev,
@@ -86,6 +88,22 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     };
     config.check()?;
     Ok(config)
+}
+
+fn translation(jit: Jit) -> Translation {
+    match jit {
+        Jit::On => Translation::On,
+        Jit::Off => Translation::Off,
+        Jit::Lockstep => Translation::Lockstep,
+    }
+}
+
+/// Two runs of a guest cannot be compared where each gets random numbers of its own.
+fn cpu_model(args: &RunArgs) -> String {
+    match args.jit {
+        Jit::Lockstep => format!("{},-rdrand,-rdseed", args.cpu),
+        Jit::On | Jit::Off => args.cpu.clone(),
+    }
 }
 
 fn protocol(boot: Boot) -> Protocol {

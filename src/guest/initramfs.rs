@@ -183,6 +183,21 @@ pub fn exec_overlay(command: &str) -> Vec<u8> {
     bytes
 }
 
+/// An archive to append to the initramfs: a folder below the root, with programs that anyone may run.
+///
+/// # Errors
+/// Where a program has 4 GiB or more.
+pub fn programs_overlay(folder: &str, programs: &[(&str, &[u8])]) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut archive = Archive::new(&mut bytes);
+    archive.folder(folder)?;
+    for (name, program) in programs {
+        archive.file(&format!("{folder}/{name}"), 0o755, program)?;
+    }
+    archive.finish()?;
+    Ok(bytes)
+}
+
 /// The kernel takes archives in a row if each starts at a multiple of 4 bytes; 512 is what cpio pads to.
 const BLOCK: u64 = 512;
 

@@ -1,6 +1,7 @@
 //! What the whole-machine tests share: the command to run, and the smallest of kernels.
 #![allow(dead_code)] // Each test file uses its part.
 
+pub mod c_program;
 pub mod guest;
 pub mod trials;
 

@@ -81,6 +81,8 @@ pub struct Blocks {
     bytes: Vec<u8>,
     map: HashMap<Key, u32, BuildHasherDefault<Mix>>,
     recent: Box<[Recent; RECENT]>,
+    /// How often everything was forgotten.
+    pub(crate) epoch: u64,
 }
 
 /// Multiplies and folds: the keys are addresses, not adversaries' strings, and the map is bounded.
@@ -130,11 +132,13 @@ impl Blocks {
             bytes: Vec::new(),
             map: HashMap::default(),
             recent: vec![NOTHING; RECENT].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
+            epoch: 0,
         }
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
+        self.epoch += 1;
         self.blocks.clear();
         self.insns.clear();
         self.bytes.clear();

@@ -78,6 +78,10 @@ fn translate(instruction: &Instruction, code_size: u32, row: &instructions::Chos
             OpKind::Memory => memory(instruction, code_size, &mut insn),
             OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => {
                 insn.imm = instruction.near_branch_target();
+                // With four levels, the smallest canonical addresses; the handler knows how many there are.
+                if !x86::paging::is_canonical(insn.imm, 48) {
+                    insn.flags |= flag::CHECKED;
+                }
             }
             OpKind::FarBranch16 => {
                 insn.imm = u64::from(instruction.far_branch16());

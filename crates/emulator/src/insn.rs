@@ -31,7 +31,7 @@ pub mod flag {
     pub const REP: u8 = 2;
     /// REPNE prefix.
     pub const REPNE: u8 = 4;
-    /// The memory operand's segment must be checked (outside 64-bit mode).
+    /// The memory operand's segment must be checked (outside 64-bit mode), or the target of a branch.
     pub const CHECKED: u8 = 8;
     /// It pushes or pops: faults of other than its memory operand are stack faults.
     pub const STACK: u8 = 16;

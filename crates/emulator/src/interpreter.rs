@@ -38,6 +38,10 @@ pub struct Interpreter {
     pub(crate) stopped_at: Option<(Call, Stop)>,
     /// The next block must be interpreted, even if it is translated.
     pub(crate) interprets_next: bool,
+    /// Exceptions delivered, and repeated instructions left before their end: what happened besides whole instructions.
+    pub(crate) interruptions: u64,
+    /// With [`crate::jit::Settings::leave_early`]: instructions after which translated code comes back, 1 or 256.
+    pub(crate) run_at_least: u64,
     /// A handler's panic, on its way around translated code.
     pub(crate) panic: Option<Box<dyn std::any::Any + Send>>,
 }
@@ -62,17 +66,19 @@ impl Interpreter {
         let layout = cpu.memory.layout_generation();
         Self {
             cpu,
+            layout,
             blocks: Blocks::new(),
             attention,
             peers,
             interrupt_waits: false,
-            layout,
             nmi_waits: false,
             native_generation,
             scratch: Vec::new(),
             jit: None,
             stopped_at: None,
             interprets_next: false,
+            interruptions: 0,
+            run_at_least: 1,
             panic: None,
         }
     }
@@ -116,46 +122,58 @@ impl Interpreter {
             if self.attention.pending() || self.interrupt_waits && self.cpu.system_flags.contains(Flags::IF) {
                 return Leave::Boundary;
             }
-            let regime = self.regime();
-            let rip = self.cpu.rip;
-            let number = match self.blocks.recent(rip, regime) {
-                Some(number) if self.blocks.is_fresh(self.blocks.get(number), &self.cpu.memory) => number,
-                _ => match self.look_up(rip, regime) {
-                    Ok(NO_BLOCK) => return self.single(),
-                    Ok(number) => number,
-                    Err(stop) => return self.stopped_before(stop),
-                },
-            };
-            let block = *self.blocks.get(number);
-            let interprets = std::mem::take(&mut self.interprets_next);
-            if block.code != 0 && !interprets {
-                match self.run_translated(block.code, regime) {
-                    Some(leave) => return leave,
-                    None => continue,
-                }
-            }
-            if self.jit.is_some() && self.cpu.mode.is_64() && block.code == 0 && self.is_hot(number) {
-                self.translate(number, rip, regime);
-                continue;
-            }
-            self.cpu.block_rip = rip;
-            self.cpu.rip = block.end;
-            self.cpu.mmu.executing = block.pages;
-            let insns = self.blocks.insns(&block);
-            if let Err((at, stop)) = execute(&mut self.cpu, insns) {
-                let insn = insns[at];
-                if let Some(leave) = self.stopped(&insn, at as u64, stop) {
-                    return leave;
-                }
-                if self.steps_alone() {
-                    return Leave::Boundary;
-                }
+            if let Some(leave) = self.run_block() {
+                return leave;
             }
         }
     }
 
+    /// The block at RIP, or what its translation leads to. `None`: go on with the next.
+    #[inline(always)]
+    pub(crate) fn run_block(&mut self) -> Option<Leave> {
+        let regime = self.regime();
+        let rip = self.cpu.rip;
+        let number = match self.find_block(rip, regime) {
+            Ok(number) => number,
+            Err(leave) => return Some(leave),
+        };
+        let block = *self.blocks.get(number);
+        let interprets = std::mem::take(&mut self.interprets_next);
+        if block.code != 0 && !interprets {
+            return self.run_translated(block.code, regime);
+        }
+        if self.jit.is_some() && self.cpu.mode.is_64() && block.code == 0 && self.is_hot(number) {
+            self.translate(number, rip, regime);
+            return None;
+        }
+        self.cpu.block_rip = rip;
+        self.cpu.rip = block.end;
+        self.cpu.mmu.executing = block.pages;
+        let insns = self.blocks.insns(&block);
+        if let Err((at, stop)) = execute(&mut self.cpu, insns) {
+            let insn = insns[at];
+            let leave = self.stopped(&insn, at as u64, stop);
+            return leave.or_else(|| self.steps_alone().then_some(Leave::Boundary));
+        }
+        None
+    }
+
+    /// The block at RIP. Where there is none that can be kept, its first instruction is run, or the fault delivered
+    /// that the fetch raised.
+    #[inline(always)]
+    pub(crate) fn find_block(&mut self, rip: u64, regime: Regime) -> Result<u32, Leave> {
+        match self.blocks.recent(rip, regime) {
+            Some(number) if self.blocks.is_fresh(self.blocks.get(number), &self.cpu.memory) => Ok(number),
+            _ => match self.look_up(rip, regime) {
+                Ok(NO_BLOCK) => Err(self.single()),
+                Ok(number) => Ok(number),
+                Err(stop) => Err(self.stopped_before(stop)),
+            },
+        }
+    }
+
     /// One instruction, outside any kept block: it may store to the page that it comes from.
-    fn single(&mut self) -> Leave {
+    pub(crate) fn single(&mut self) -> Leave {
         let traced = self.cpu.system_flags.contains(Flags::TF);
         let covered = std::mem::take(&mut self.cpu.stack_shadow);
         self.cpu.shadow = false;
@@ -262,6 +280,7 @@ impl Interpreter {
                     .then_some(Leave::Boundary)
             }
             Stop::Repeat => {
+                self.interruptions += 1;
                 self.cpu.rip = self.cpu.this_rip(insn);
                 (self.cpu.debug_traps != 0).then_some(Leave::Boundary)
             }
@@ -298,6 +317,7 @@ impl Interpreter {
     }
 
     fn deliver(&mut self, event: Event) -> Leave {
+        self.interruptions += 1;
         match self.cpu.deliver(event) {
             Ok(()) => Leave::Boundary,
             Err(fault) => Leave::Exit(self.triple_fault(fault)),
@@ -309,7 +329,7 @@ impl Interpreter {
     }
 
     /// What has to be looked at between instructions.
-    fn boundary(&mut self) -> Result<(), VmExit> {
+    pub(crate) fn boundary(&mut self) -> Result<(), VmExit> {
         self.debug_traps()?;
         if self.attention.pending() {
             self.take_signals()?;

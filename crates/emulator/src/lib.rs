@@ -17,6 +17,7 @@ pub mod insn;
 pub mod instructions;
 pub mod interpreter;
 pub mod jit;
+pub mod lockstep;
 pub mod mmu;
 pub mod mode;
 pub mod msrs;
@@ -29,5 +30,6 @@ pub mod vcpu;
 pub mod width;
 
 pub use cpuid::{CpuModel, CpuModelError};
+pub use lockstep::LockstepVcpu;
 pub use shared::Shared;
 pub use vcpu::{SoftVcpu, VcpuConfig};

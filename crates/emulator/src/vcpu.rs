@@ -252,6 +252,7 @@ impl Cpu {
         for &(index, value) in &state.msrs {
             self.restore_msr(index, value)
                 .map_err(|_| EngineError::BadState(format!("MSR {index:#x} with {value:#x}")))?;
+        self.update_keys();
         }
         Ok(())
     }

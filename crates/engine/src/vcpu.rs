@@ -17,6 +17,8 @@ pub enum VmExit {
     Debug(DebugEvent),
     /// The engine cannot go on with this guest.
     Fatal(Fatal),
+    /// Two executors that must do the same did not: the engine is wrong.
+    Differs(DebugEvent),
 }
 
 /// Where the guest stood, and what stopped it.

@@ -10,8 +10,10 @@
 mod access;
 mod marks;
 mod shadow;
+mod twin;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use access::Scalar;
 pub use marks::{PageMarks, PageTracker};
@@ -83,6 +85,17 @@ pub struct Location {
 pub(crate) struct Ram {
     mapping: access::Mapping,
     marks: PageMarks,
+    bus_locked: AtomicBool,
+}
+
+/// The bus, locked until this is dropped.
+#[derive(Debug)]
+pub struct BusLock(Arc<Ram>);
+
+impl Drop for BusLock {
+    fn drop(&mut self) {
+        self.0.bus_locked.store(false, Ordering::Release);
+    }
 }
 
 /// The machine's RAM. Clones share it.
@@ -108,6 +121,7 @@ impl GuestMemory {
                 bytes: total,
                 source: std::io::ErrorKind::OutOfMemory.into(),
             })?,
+            bus_locked: AtomicBool::new(false),
         });
         let vm = placed
             .iter()
@@ -239,6 +253,15 @@ impl GuestMemory {
     /// Where it is not aligned or does not lie within the RAM.
     pub fn compare_exchange_16(&self, offset: Offset, expected: u128, new: u128) -> u128 {
         self.ram.mapping.compare_exchange_16(offset, expected, new)
+    }
+
+    /// LOCK for what no one operation of the host can do, because it does not lie together: waits until nobody else holds
+    /// the bus, and holds it. SDM vol. 3, *Bus Locking*.
+    pub fn lock_bus(&self) -> BusLock {
+        while self.ram.bus_locked.swap(true, Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        BusLock(self.ram.clone())
     }
 
     /// Copies bytes out.

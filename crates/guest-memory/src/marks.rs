@@ -1,7 +1,7 @@
 //! What is known of each page: whether it was written, and whether translated code came from it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use zerocopy::FromZeros;
@@ -20,12 +20,30 @@ const GENERATION: u32 = 4;
 /// that it gets, and compares it before it runs the translation again. A vCPU whose translation tables let it
 /// write to the page without looking must have dropped that entry by then.
 #[derive(Debug)]
-pub struct PageMarks(Box<[AtomicU32]>);
+pub struct PageMarks(Box<[AtomicU32]>, DeviceWrites);
+
+/// What devices wrote, where somebody wants to know: offsets and lengths in bytes.
+type DeviceWrites = OnceLock<Mutex<Vec<(Offset, u64)>>>;
 
 impl PageMarks {
     /// Clear marks for so many pages; `None` where the host has no memory for them. What is never used takes none.
     pub(crate) fn new(pages: u64) -> Option<Self> {
-        <[AtomicU32]>::new_box_zeroed_with_elems(usize::try_from(pages).ok()?).ok().map(Self)
+        <[AtomicU32]>::new_box_zeroed_with_elems(usize::try_from(pages).ok()?)
+            .ok()
+            .map(|words| Self(words, DeviceWrites::new()))
+    }
+
+    /// From now on [`PageMarks::take_device_writes`] tells where devices wrote.
+    pub fn log_device_writes(&self) {
+        let _ = self.1.set(Mutex::default());
+    }
+
+    /// Where devices wrote since the last call, as offsets and lengths in bytes; nothing unless
+    /// [`PageMarks::log_device_writes`] was called.
+    pub fn take_device_writes(&self) -> Vec<(Offset, u64)> {
+        let log =
+            |log: &Mutex<Vec<_>>| std::mem::take(&mut *log.lock().unwrap_or_else(PoisonError::into_inner));
+        self.1.get().map(log).unwrap_or_default()
     }
 
     /// Marks the page at an offset as holding translated code. Gives its generation, and whether the mark is new.
@@ -109,6 +127,10 @@ impl Bitmap for PageTracker {
     fn mark_dirty(&self, offset: usize, len: usize) {
         let first = (self.base + offset as u64) / PAGE_SIZE;
         let end = (self.base + offset as u64 + len as u64).div_ceil(PAGE_SIZE);
+        if let Some(log) = self.ram.marks.1.get() {
+            let write = (self.base + offset as u64, len as u64);
+            log.lock().unwrap_or_else(PoisonError::into_inner).push(write);
+        }
         for page in first..end.min(self.ram.marks.0.len() as u64) {
             self.ram.marks.written(page * PAGE_SIZE);
         }
@@ -143,5 +165,19 @@ mod tests {
         PageTracker::new(memory.ram.clone(), 4096).slice_at(4000).mark_dirty(0, 200);
         let dirty: Vec<_> = (0..4).map(|p| memory.marks().is_dirty(p * 4096)).collect();
         assert_eq!(dirty, [false, true, true, false]);
+    }
+
+    #[test]
+    fn what_devices_wrote_is_told_once_where_somebody_asked_for_it() {
+        let memory =
+            crate::GuestMemory::new(&[crate::Region { start: 0, len: 0x4000, read_only: false }]).unwrap();
+        let device = PageTracker::new(memory.ram.clone(), 4096).slice_at(8);
+        device.mark_dirty(0, 4);
+        assert_eq!(memory.marks().take_device_writes(), []);
+        memory.marks().log_device_writes();
+        device.mark_dirty(0, 4);
+        memory.marks().written(0);
+        assert_eq!(memory.marks().take_device_writes(), [(4096 + 8, 4)]);
+        assert_eq!(memory.marks().take_device_writes(), []);
     }
 }

@@ -9,14 +9,17 @@ pub const WINDOW: usize = 256;
 /// Changed lines of data that an outcome can tell, of 64 bytes each.
 pub const LINES: usize = 12;
 
+/// Bytes of code that a case can bring.
+pub const CODE_LEN: usize = 1024;
+
 /// What makes the oracle come back after the instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Trap {
-    /// RFLAGS.TF.
+    /// RFLAGS.TF, after the first instruction.
     Step,
-    /// The INT3 behind it.
-    Breakpoint,
+    /// The jump behind the code.
+    Exit,
 }
 
 /// An x87 and vector state as XSAVE writes it in the standard format.
@@ -29,9 +32,9 @@ pub struct Area(pub [u8; XSAVE_AREA_SIZE]);
 #[repr(C)]
 pub struct Case {
     /// The code.
-    pub bytes: [u8; 16],
-    /// Bytes of it that count, 15 at most as an instruction, 16 as too long a one.
-    pub len: u8,
+    pub bytes: [u8; CODE_LEN],
+    /// Bytes of it that count; of a single instruction 15 at most, 16 of too long a one.
+    pub len: u16,
     /// The size of code.
     pub mode: Mode,
     /// How the oracle comes back.
@@ -84,11 +87,13 @@ pub struct Outcome {
 
 /// No exception.
 pub const COMPLETED: u8 = 0xff;
+/// It did not come back in time.
+pub const TIMED_OUT: u8 = 0xfe;
 
 impl Default for Case {
     fn default() -> Self {
         Self {
-            bytes: [0; 16],
+            bytes: [0; CODE_LEN],
             len: 0,
             mode: Mode::Bits64,
             trap: Trap::Step,
@@ -123,38 +128,46 @@ impl Default for Outcome {
 }
 
 impl Case {
-    /// The instruction's bytes.
+    /// The code's bytes.
     pub fn code(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.len).min(16)]
+        &self.bytes[..usize::from(self.len).min(CODE_LEN)]
     }
 }
 
 impl Outcome {
     /// Records the lines of the data that changed, and makes the data pristine again.
     pub fn take_lines(&mut self, case: &Case, data: &mut [u8], pristine: &[u8]) {
+        const CHUNK: usize = 512;
         self.lines_changed = 0;
-        let window = case.window_at as usize;
-        let lines = data.as_chunks_mut::<64>().0.iter_mut().zip(pristine.as_chunks::<64>().0).enumerate();
-        for (number, (now, base)) in lines {
+        let chunks =
+            data.as_chunks_mut::<CHUNK>().0.iter_mut().zip(pristine.as_chunks::<CHUNK>().0).enumerate();
+        for (number, (now, base)) in chunks {
             if now == base {
                 continue;
             }
-            let mut before = *base;
-            let first = number * 64;
-            if first + 64 > window && first < window + WINDOW {
-                for (at, byte) in (first..).zip(before.iter_mut()) {
-                    if let Some(own) = at.checked_sub(window).and_then(|at| case.window.get(at)) {
-                        *byte = *own;
-                    }
+            let lines = now.as_chunks_mut::<64>().0.iter_mut().zip(base.as_chunks::<64>().0).enumerate();
+            for (line, (now, base)) in lines {
+                if now != base {
+                    self.take_line(case, number * (CHUNK / 64) + line, now, base);
+                    *now = *base;
                 }
             }
-            if *now != before {
-                if let Some(line) = self.lines.get_mut(usize::from(self.lines_changed)) {
-                    *line = (number as u16, *now);
-                }
-                self.lines_changed = self.lines_changed.saturating_add(1);
+        }
+    }
+
+    /// Records a line that is not pristine, unless it is the case's own data as it was.
+    fn take_line(&mut self, case: &Case, number: usize, now: &[u8; 64], base: &[u8; 64]) {
+        let (first, window) = (number * 64, case.window_at as usize);
+        let mut before = *base;
+        let (from, to) = (first.max(window), (first + 64).min(window + WINDOW));
+        if from < to {
+            before[from - first..to - first].copy_from_slice(&case.window[from - window..to - window]);
+        }
+        if *now != before {
+            if let Some(line) = self.lines.get_mut(usize::from(self.lines_changed)) {
+                *line = (number as u16, *now);
             }
-            *now = *base;
+            self.lines_changed = self.lines_changed.saturating_add(1);
         }
     }
 

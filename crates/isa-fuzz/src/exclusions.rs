@@ -2,6 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
+use crate::case::Case;
 use crate::layout::Mode;
 
 /// Why an instruction is not given to the oracle.
@@ -42,6 +43,14 @@ pub fn may_enter_kernel(bytes: &[u8]) -> bool {
     hypervisor
         || bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, _]))
         || bytes.last() == Some(&0xcd)
+}
+
+/// Why a case may well not have come back from the host.
+pub fn endless(instruction: &Instruction, case: &Case) -> Option<&'static str> {
+    let far = instruction.is_call_far() || instruction.is_call_far_indirect();
+    (far && case.mode != Mode::Bits64 && case.gprs[4] < 8).then_some(
+        "pushes at the top of the address space: Linux tries the page fault of that again for ever",
+    )
 }
 
 /// What an outcome leaves to the processor's maker.

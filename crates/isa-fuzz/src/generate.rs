@@ -1,5 +1,7 @@
 //! Cases by rule: every encoding of a mode, with operands that find the edges of pages and segments.
 
+use std::sync::OnceLock;
+
 use iced_x86::{Code, ConstantOffsets, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
 use crate::case::{Case, LAST_WINDOW, Trap};
@@ -63,12 +65,16 @@ impl Generator {
         let mut case = Case { mode, ..Case::default() };
         let len = if instruction.is_invalid() { 16 } else { instruction.len() };
         case.bytes[..len].copy_from_slice(&bytes[..len]);
-        case.len = len as u8;
+        case.len = len as u16;
         if let Some(reason) = excluded(&instruction, mode) {
             return Err(reason);
         }
         state(&mut case, &instruction, random);
         aim(&mut case, &instruction, &constants, random);
+        if mode != Mode::Bits64 && layout::is_narrow_stack(case.selectors[2]) {
+            let upper = u64::from(random.pick(&layout::UPPER_HALVES)) << 16;
+            case.gprs[4] = case.gprs[4] & 0xffff | upper;
+        }
         if may_enter_kernel(case.code()) {
             return Err("has bytes in it that could enter the kernel");
         }
@@ -83,44 +89,40 @@ pub fn decode(case: &Case) -> Instruction {
     Decoder::with_ip(case.mode.bits(), case.code(), case.mode.rip(), DecoderOptions::NONE).decode()
 }
 
-/// A repeated instruction is traced after each turn, a gather in lieu of its faults, and what loads SS after the next
-/// instruction.
+/// Most come back by the jump behind them; those that may go elsewhere, or that change TF, by the trap.
 fn trap(instruction: &Instruction) -> Trap {
-    let loads_ss = (0..instruction.op_count()).any(|n| instruction.op_register(n) == Register::SS)
-        || instruction.mnemonic() == iced_x86::Mnemonic::Lss;
+    use iced_x86::Mnemonic::{Popf, Popfd, Popfq};
     let straight = instruction.flow_control() == FlowControl::Next && !instruction.is_invalid();
-    if straight && (instruction.is_string_instruction() || instruction.is_vsib() || loads_ss) {
-        Trap::Breakpoint
-    } else {
-        Trap::Step
-    }
+    let traced = matches!(instruction.mnemonic(), Popf | Popfd | Popfq);
+    if straight && !traced { Trap::Exit } else { Trap::Step }
 }
 
 /// Whether an instruction may have to do with x87 or vector registers.
 pub fn uses_vector(instruction: &Instruction) -> bool {
     use iced_x86::CpuidFeature::*;
-    !instruction.cpuid_features().iter().all(|feature| {
-        matches!(
-            feature,
-            INTEL8086
-                | INTEL186
-                | INTEL286
-                | INTEL386
-                | INTEL486
-                | X64
-                | CMOV
-                | CX8
-                | CMPXCHG16B
-                | BMI1
-                | BMI2
-                | ADX
-                | POPCNT
-                | LZCNT
-                | MOVBE
-                | MULTIBYTENOP
-                | FSGSBASE
-        )
-    })
+    instruction.mnemonic() == iced_x86::Mnemonic::Wait
+        || !instruction.cpuid_features().iter().all(|feature| {
+            matches!(
+                feature,
+                INTEL8086
+                    | INTEL186
+                    | INTEL286
+                    | INTEL386
+                    | INTEL486
+                    | X64
+                    | CMOV
+                    | CX8
+                    | CMPXCHG16B
+                    | BMI1
+                    | BMI2
+                    | ADX
+                    | POPCNT
+                    | LZCNT
+                    | MOVBE
+                    | MULTIBYTENOP
+                    | FSGSBASE
+            )
+        })
 }
 
 /// Registers, flags and data that have nothing to do with the instruction's operand.
@@ -161,9 +163,9 @@ fn state(case: &mut Case, instruction: &Instruction, random: &mut Random) {
 }
 
 fn fill_window(case: &mut Case, random: &mut Random) {
-    for chunk in case.window.chunks_exact_mut(8) {
-        let value = if case.uses_vector { random.element() } else { random.operand() };
-        chunk.copy_from_slice(&value.to_le_bytes());
+    for chunk in case.window.as_chunks_mut::<8>().0 {
+        let at = random.below(POOL as u64 / 8) as usize;
+        *chunk = if case.uses_vector { elements().as_chunks().0[at] } else { random.operand().to_le_bytes() };
     }
     if random.one_in(3) {
         // Far pointers and frames: offsets into the code, and selectors.
@@ -180,7 +182,6 @@ fn fill_window(case: &mut Case, random: &mut Random) {
 
 fn fill_vectors(case: &mut Case, random: &mut Random) {
     let area = &mut case.area.0;
-    area.fill(0);
     let masks = if random.one_in(3) { random.next() as u16 & 0x3f | 0x40 } else { 0x7f };
     let control = random.next() as u16 & 0x0f00 | masks;
     let status = if random.one_in(2) { random.next() as u16 & 0x7f7f } else { random.next() as u16 & 0x3800 };
@@ -205,11 +206,28 @@ fn fill_vectors(case: &mut Case, random: &mut Random) {
     let masks = if random.one_in(3) { random.next() as u32 & 0x1f80 } else { 0x1f80 };
     let mxcsr = random.next() as u32 & 0xe07f | masks;
     area[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-    for (first, last) in [(160, 416), (576, 832), (1088, 2688)] {
-        for chunk in area[first..last].chunks_exact_mut(8) {
-            chunk.copy_from_slice(&random.element().to_le_bytes());
+    let pool = elements();
+    for (first, last, piece) in
+        [(160, 416, 16), (576, 832, 16), (1088, 1152, 8), (1152, 1664, 32), (1664, 2688, 64)]
+    {
+        for part in area[first..last].chunks_exact_mut(piece) {
+            let at = random.below((POOL - 64) as u64) as usize & !7;
+            part.copy_from_slice(&pool[at..at + piece]);
         }
     }
+}
+
+/// Bytes of [`elements`].
+const POOL: usize = 1 << 19;
+
+/// Many elements of vectors, to take registers from: making each anew takes most of a case's time.
+fn elements() -> &'static [u8; POOL] {
+    static POOL_OF_ALL: OnceLock<Box<[u8; POOL]>> = OnceLock::new();
+    POOL_OF_ALL.get_or_init(|| {
+        let (mut random, mut pool) = (Random::new(0, 0), Box::new([0; POOL]));
+        pool.as_chunks_mut::<8>().0.iter_mut().for_each(|chunk| *chunk = random.element().to_le_bytes());
+        pool
+    })
 }
 
 /// An address in or at the edge of the data; most of the time within the window.

@@ -6,13 +6,13 @@ use emulator::cpu::{Cpu, Native, Wires};
 use emulator::cpuid::CpuModel;
 use emulator::insn::{Handler, Stop};
 use emulator::mmu::NO_PAGE;
-use emulator::native::{NativeUnit, VectorRegisters};
-use engine::{Bus, CpuEvent, InterruptController, MsrFault, Space, TimeSource, VectorState};
+use emulator::native::{Component, NativeUnit, VectorRegisters};
+use engine::{Bus, CpuEvent, InterruptController, MsrFault, Space, TimeSource, XSAVE_AREA_SIZE};
 use guest_memory::{GuestMemory, Region};
 use iced_x86::Mnemonic;
 use x86::{Cr0, Cr4, Descriptor, Efer, Flags, Segment, SegmentRegister, Selector, TableRegister};
 
-use crate::case::{Area, COMPLETED, Case, Outcome, Trap, WINDOW};
+use crate::case::{COMPLETED, Case, Outcome, Trap, WINDOW};
 use crate::layout::{self, ARENA, ARENA_LEN, CODE, Mode, PAGE};
 
 /// Where the page tables are: PML4, PDPT, page directory and page table of the low half, PDPT of the high half.
@@ -94,6 +94,8 @@ pub struct Subject {
     cpu: Cpu,
     pristine: Vec<u8>,
     data: Vec<u8>,
+    /// Bytes of code and of what leaves it, in the page of code.
+    code_len: usize,
     /// A handler to use for a mnemonic instead of its own: how a test plants a bug.
     pub replaced: Option<(Mnemonic, Handler)>,
 }
@@ -111,7 +113,7 @@ impl Subject {
         write_tables(&cpu.memory);
         let pristine = layout::pristine();
         cpu.memory.write_bytes(DATA, &pristine);
-        cpu.memory.write_bytes(CODE_PAGE, &[layout::FILLER; PAGE]);
+        cpu.memory.write_bytes(CODE_PAGE, &layout::code_page());
         cpu.cr0 = Cr0::PE | Cr0::PG | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::MP | Cr0::AM;
         cpu.cr3 = TABLES;
         cpu.cr4 = Cr4::PAE
@@ -130,7 +132,7 @@ impl Subject {
         cpu.ldtr = Segment { base: HIGH + LDT, limit: (8 * layout::LDT.len() - 1) as u32, ..table };
         cpu.tr = Descriptor(layout::gdt()[8]).segment(Selector(0x40));
         cpu.update_paging();
-        Ok(Self { cpu, data: pristine.clone(), pristine, replaced: None })
+        Ok(Self { cpu, data: pristine.clone(), pristine, code_len: 0, replaced: None })
     }
 
     /// The CPU model's features decide what the host may have that a guest may not.
@@ -145,7 +147,10 @@ impl Subject {
         let mut insns = Vec::with_capacity(1);
         self.cpu.native.insns.clear();
         let mut bytes = [layout::FILLER; 32];
-        bytes[..case.code().len()].copy_from_slice(case.code());
+        let (code, leave) = (case.code(), layout::leave(case.mode));
+        for (byte, from) in bytes.iter_mut().zip(code.iter().chain(leave)) {
+            *byte = *from;
+        }
         let decoded = self.cpu.decode(rip, &bytes, 1, &mut insns);
         let mut outcome = Outcome::default();
         if let Some(insn) = insns.first_mut() {
@@ -182,9 +187,7 @@ impl Subject {
         cpu.registers.all_mut().copy_from_slice(&case.gprs);
         let at = DATA + u64::from(case.window_at);
         cpu.memory.write_bytes(at, &case.window);
-        let mut code = [layout::FILLER; 32];
-        code[..case.code().len()].copy_from_slice(case.code());
-        cpu.memory.write_bytes(CODE_PAGE + layout::CODE_AT, &code);
+        put_code(&cpu.memory, case, &mut self.code_len);
         for (register, selector) in [
             (SegmentRegister::Es, case.selectors[0]),
             (SegmentRegister::Cs, case.mode.code_selector()),
@@ -207,9 +210,7 @@ impl Subject {
             CASE_FLAGS | Flags::TF | Flags::IF | Flags::NT | Flags::ID,
         );
         if case.uses_vector {
-            let mut state = VectorState(Box::new(case.area.0));
-            state.0[512] = (cpu.xcr0 & 0xe7) as u8;
-            *cpu.vector = VectorRegisters::from_state(&state);
+            load_vectors(&mut cpu.vector, &case.area.0);
         }
         cpu.shadow = false;
         cpu.update_mode();
@@ -225,7 +226,7 @@ impl Subject {
         }
         outcome.bases = [cpu.segments[4].base, cpu.segments[5].base];
         if case.uses_vector {
-            outcome.area = Area(*cpu.vector.to_state().0);
+            save_vectors(&cpu.vector, &mut outcome.area.0);
         }
         cpu.memory.read_bytes(DATA, &mut self.data);
         let dirty = self.data != self.pristine;
@@ -243,6 +244,35 @@ impl Subject {
             }
         }
     }
+}
+
+/// The vector state of an XSAVE area whose components are all present.
+fn load_vectors(vector: &mut VectorRegisters, area: &[u8; XSAVE_AREA_SIZE]) {
+    for component in Component::ALL {
+        vector.load_component(component, &area[component.offset()..]);
+    }
+    let mxcsr = u32::from_le_bytes([area[24], area[25], area[26], area[27]]);
+    // Cases bring no reserved bits.
+    let _ = vector.set_mxcsr(mxcsr);
+}
+
+/// All components of the vector state, as an XSAVE area that says that they are present.
+fn save_vectors(vector: &VectorRegisters, area: &mut [u8; XSAVE_AREA_SIZE]) {
+    for component in Component::ALL {
+        vector.save_component(component, &mut area[component.offset()..]);
+    }
+    area[24..32].copy_from_slice(&vector.mxcsr_field());
+    area[512] = 0xe7;
+}
+
+/// Writes the code, with what leaves it behind it, over the one before.
+fn put_code(memory: &GuestMemory, case: &Case, before: &mut usize) {
+    let (code, leave) = (case.code(), layout::leave(case.mode));
+    let (at, len) = (CODE_PAGE + layout::CODE_AT, code.len() + leave.len());
+    memory.write_bytes(at, code);
+    memory.write_bytes(at + code.len() as u64, leave);
+    memory.fill(at + len as u64, layout::FILLER, before.saturating_sub(len) as u64);
+    *before = len;
 }
 
 /// XCR0 as the host has it, as far as the software CPU has it too.

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use emulator::insn::Handler;
 use iced_x86::{Code, Mnemonic};
 
-use crate::case::{COMPLETED, Case};
+use crate::case::{COMPLETED, Case, TIMED_OUT};
 use crate::compare::difference;
+use crate::exclusions::endless;
 use crate::generate::{Generated, Generator};
 use crate::interpreter::Subject;
 use crate::layout::Mode;
@@ -144,6 +145,12 @@ impl Session {
             } else {
                 report.exceptions += 1;
                 *report.by_vector.entry(host.vector).or_default() += 1;
+            }
+            if host.vector == TIMED_OUT
+                && let Some(reason) = endless(&generated.instruction, &generated.case)
+            {
+                *report.excluded.entry(reason).or_default() += 1;
+                continue;
             }
             let difference = difference(&generated.case, &generated.instruction, host, ours);
             if !difference.is_empty() {

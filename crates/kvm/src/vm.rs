@@ -1,6 +1,7 @@
 //! A machine in KVM: memory slots, interrupt controllers, interrupt lines.
 #![allow(unsafe_code)] // Memory slots.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use engine::EngineError;
@@ -18,9 +19,9 @@ use crate::error::host;
 use crate::{KvmVcpu, VcpuConfig};
 
 /// Guest-physical addresses of three pages that KVM needs on Intel's processors for a task state segment, and of the page
-/// below them for an identity map, both of its own making. Within the firmware's 16 MiB, away from RAM and devices.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+/// below them for an identity map, both of its own making. Between the local APIC and the firmware's 16 MiB.
+const TSS_ADDRESS: usize = 0xfeff_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfeff_c000;
 
 /// A machine on `/dev/kvm`. Clones share it.
 ///
@@ -37,7 +38,7 @@ pub(crate) struct Shared {
     /// What CPUID can offer on this host.
     pub(crate) supported_cpuid: Vec<CpuidEntry>,
     /// The guest's RAM must stay mapped as long as anything can run in it.
-    _memory: GuestMemory,
+    memory: GuestMemory,
 }
 
 /// Whether KVM models the interrupt controllers.
@@ -67,7 +68,7 @@ impl KvmVm {
         }
         map_memory(&vm, memory)?;
         let supported_cpuid = cpuid::supported(&kvm)?;
-        Ok(Self { shared: Arc::new(Shared { vm, _memory: memory.clone(), supported_cpuid }) })
+        Ok(Self { shared: Arc::new(Shared { vm, memory: memory.clone(), supported_cpuid }) })
     }
 
     /// A virtual CPU, in its state after power-up; those other than number 0 wait for their SIPI.
@@ -89,6 +90,14 @@ impl KvmVm {
     /// [`EngineError::Host`] for a line that does not exist.
     pub fn set_irq_line(&self, line: u32, active: bool) -> Result<(), EngineError> {
         self.shared.vm.set_irq_line(line, active).map_err(host("KVM_IRQ_LINE"))
+    }
+
+    /// Maps the shadow RAM as the memory has it now.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`] where KVM refuses.
+    pub fn remap_shadow(&self) -> Result<(), EngineError> {
+        map_shadow(&self.shared.vm, &self.shared.memory)
     }
 
     /// Sends a message-signalled interrupt. Gives whether a local APIC took it.
@@ -159,24 +168,52 @@ fn routes() -> Vec<kvm_irq_routing_entry> {
 
 /// One slot for each region. Where KVM has no read-only slots such a region has none: its reads would miss.
 fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), EngineError> {
+    let shadow = memory.shadow_area();
     for (slot, region) in (0..).zip(memory.regions()) {
+        if shadow.as_ref().is_some_and(|area| area.start == region.start) {
+            continue;
+        }
         if region.read_only && !vm.check_extension(Cap::ReadonlyMem) {
             return Err(EngineError::Unavailable("this KVM has no read-only memory slots".to_owned()));
         }
-        let address = memory.locate(region.start).and_then(|place| memory.host_address(place.offset));
-        let Some(userspace_addr) = address else {
-            return Err(EngineError::BadState(format!("no memory behind the region at {:#x}", region.start)));
-        };
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: if region.read_only { KVM_MEM_READONLY } else { 0 },
-            guest_phys_addr: region.start,
-            memory_size: region.len,
-            userspace_addr,
-        };
-        // SAFETY: the region's bytes lie one after another from that address, and `Shared` keeps them mapped as long as the
-        // machine or one of its vCPUs exists. They are guest memory: nothing holds a reference to them.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(host("KVM_SET_USER_MEMORY_REGION"))?;
+        set_slot(vm, memory, slot, region.start..region.start + region.len)?;
+    }
+    map_shadow(vm, memory)
+}
+
+/// The first of the shadow RAM's slots, above those of the regions.
+const SHADOW_SLOTS: u32 = 32;
+/// Bytes of each: the host bridge's smallest segment.
+const SHADOW_SEGMENT: u64 = 16 << 10;
+
+/// One slot for each segment of the shadow RAM in which anything is.
+fn map_shadow(vm: &VmFd, memory: &GuestMemory) -> Result<(), EngineError> {
+    let Some(area) = memory.shadow_area() else { return Ok(()) };
+    for (slot, start) in (SHADOW_SLOTS..).zip(area.step_by(SHADOW_SEGMENT as usize)) {
+        // A slot is not moved to other bytes while it has some.
+        set_slot(vm, memory, slot, start..start)?;
+        if memory.locate(start).is_some() {
+            set_slot(vm, memory, slot, start..start + SHADOW_SEGMENT)?;
+        }
     }
     Ok(())
+}
+
+/// Maps guest-physical addresses, all of whose bytes lie where the first one does; an empty range takes the slot away.
+fn set_slot(vm: &VmFd, memory: &GuestMemory, slot: u32, range: Range<u64>) -> Result<(), EngineError> {
+    let (start, len) = (range.start, range.end - range.start);
+    let mut region = kvm_userspace_memory_region { slot, guest_phys_addr: start, ..Default::default() };
+    if len > 0 {
+        let place = memory.locate(start).filter(|place| place.offset + len <= memory.len());
+        let Some((place, address)) =
+            place.and_then(|place| Some((place, memory.host_address(place.offset)?)))
+        else {
+            return Err(EngineError::BadState(format!("no memory behind the region at {start:#x}")));
+        };
+        region.flags = if place.read_only { KVM_MEM_READONLY } else { 0 };
+        (region.memory_size, region.userspace_addr) = (len, address);
+    }
+    // SAFETY: the bytes from that address on are the guest's memory by the check above, which `Shared` keeps mapped as
+    // long as the machine or one of its vCPUs exists. Nothing holds a reference to them.
+    unsafe { vm.set_user_memory_region(region) }.map_err(host("KVM_SET_USER_MEMORY_REGION"))
 }

@@ -20,8 +20,8 @@ pub struct MachineConfig {
     pub cpu: String,
     /// What runs the vCPUs.
     pub engine: EngineChoice,
-    /// Whether the software CPU translates hot code.
-    pub jit: bool,
+    /// What the software CPU does with hot code.
+    pub jit: Translation,
     /// What is booted.
     pub boot: BootConfig,
     /// The port whose value ends the run, where there is one.
@@ -59,6 +59,18 @@ pub enum EngineChoice {
     Kvm,
 }
 
+/// What the software CPU does with hot code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Translation {
+    /// It interprets it as all other.
+    Off,
+    /// It translates it.
+    #[default]
+    On,
+    /// It does both, and compares after each block. For one vCPU.
+    Lockstep,
+}
+
 /// What no machine can have.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -68,6 +80,12 @@ pub enum ConfigError {
     /// No vCPU, or too many.
     #[error("{0} vCPUs: a machine has 1 to {MAX_CPUS}")]
     Cpus(u32),
+    /// Several vCPUs cannot be compared: which of two stores comes first is not recorded.
+    #[error("--jit lockstep compares one vCPU, not {0}")]
+    Lockstep(u32),
+    /// It is the software CPU that has a translator.
+    #[error("--jit lockstep compares the software CPU with itself: it needs --engine soft")]
+    LockstepEngine,
     /// A command line that would end early.
     #[error("the kernel's command line holds a NUL character at byte {0}")]
     CmdlineNul(usize),
@@ -82,6 +100,12 @@ impl MachineConfig {
         layout::regions(self.memory)?;
         if !(1..=MAX_CPUS).contains(&self.cpus) {
             return Err(ConfigError::Cpus(self.cpus));
+        }
+        if self.jit == Translation::Lockstep && self.cpus != 1 {
+            return Err(ConfigError::Lockstep(self.cpus));
+        }
+        if self.jit == Translation::Lockstep && self.engine == EngineChoice::Kvm {
+            return Err(ConfigError::LockstepEngine);
         }
         match self.boot.cmdline.find('\0') {
             Some(at) => Err(ConfigError::CmdlineNul(at)),
@@ -100,7 +124,7 @@ mod tests {
             cpus: 1,
             cpu: "host".into(),
             engine: EngineChoice::Soft,
-            jit: true,
+            jit: Translation::On,
             boot: BootConfig {
                 kernel: "vmlinuz".into(),
                 initrd: None,
@@ -120,6 +144,8 @@ mod tests {
         for cpus in [0, 65, 300] {
             assert_eq!(MachineConfig { cpus, ..config() }.check(), Err(ConfigError::Cpus(cpus)));
         }
+        let lockstep = MachineConfig { cpus: 2, jit: Translation::Lockstep, ..config() };
+        assert_eq!(lockstep.check(), Err(ConfigError::Lockstep(2)));
         assert!(matches!(MachineConfig { memory: 0, ..config() }.check(), Err(ConfigError::Memory(_))));
         let mut nul = config();
         nul.boot.cmdline = "a\0b".into();

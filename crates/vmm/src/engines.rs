@@ -8,13 +8,13 @@ use devices::interrupt::{ApicFeatures, InterruptFabric, VcpuBus};
 use devices::irq::{IrqLine, IrqSink};
 use devices::pit::{self, Pit};
 use emulator::cpuid::{CpuidLeaf, feature};
-use emulator::{CpuModel, SoftVcpu, VcpuConfig};
+use emulator::{CpuModel, LockstepVcpu, SoftVcpu, VcpuConfig};
 use engine::{Attention, Bus, EngineError, Space, Vcpu};
 use exits::Recorder;
 use guest_memory::GuestMemory;
 use kvm::{CpuidEntry, KvmVm};
 
-use crate::config::{EngineChoice, MachineConfig};
+use crate::config::{EngineChoice, MachineConfig, Translation};
 use crate::error::BuildError;
 
 /// A vCPU, and what it sees of the machine.
@@ -43,7 +43,7 @@ pub struct SoftMachine {
     fabric: Arc<InterruptFabric>,
     model: Arc<CpuModel>,
     shared: Arc<emulator::Shared>,
-    jit: bool,
+    jit: Translation,
 }
 
 impl Engine {
@@ -175,7 +175,7 @@ impl SoftMachine {
         let Some(apic) = self.fabric.local_apic(id as usize) else {
             return Err(EngineError::Unavailable(format!("vCPU {id} has no local APIC")));
         };
-        let vcpu = SoftVcpu::new(VcpuConfig {
+        let config = VcpuConfig {
             id,
             memory: self.memory.clone(),
             interrupts: Arc::new(apic.clone()),
@@ -184,9 +184,13 @@ impl SoftMachine {
             cpu: self.model.clone(),
             recorder,
             shared: self.shared.clone(),
-            jit: self.jit,
-        })?;
-        Ok((Box::new(vcpu), Arc::new(VcpuBus::new(apic, bus))))
+            jit: self.jit != Translation::Off,
+        };
+        let vcpu: Box<dyn Vcpu> = match self.jit {
+            Translation::Lockstep => Box::new(LockstepVcpu::new(config)?),
+            Translation::Off | Translation::On => Box::new(SoftVcpu::new(config)?),
+        };
+        Ok((vcpu, Arc::new(VcpuBus::new(apic, bus))))
     }
 }
 

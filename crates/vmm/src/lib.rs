@@ -30,7 +30,7 @@ pub mod platform;
 mod registers;
 pub mod vcpu_thread;
 
-pub use config::{ConfigError, EngineChoice, MachineConfig};
+pub use config::{ConfigError, EngineChoice, MachineConfig, Translation};
 pub use error::BuildError;
 pub use machine::{Controls, Machine, SerialLine, Summary};
 pub use outcome::{Ending, Outcome, StopReason};

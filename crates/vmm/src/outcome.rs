@@ -50,6 +50,13 @@ pub enum Outcome {
         /// Where it stood and why.
         fatal: Fatal,
     },
+    /// The translator and the interpreter did not do the same with the guest.
+    Differs {
+        /// Which vCPU.
+        vcpu: u32,
+        /// Where it stood, and all that is known.
+        event: DebugEvent,
+    },
     /// Stopped from outside.
     Stopped(StopReason),
     /// The host or Ringside itself failed.
@@ -77,6 +84,9 @@ impl fmt::Display for Outcome {
                 "the guest is stuck: every vCPU is halted with interrupts off (vCPU {vcpu} at RIP {rip:#x})"
             ),
             Self::Fatal { vcpu, fatal } => write!(f, "the engine cannot go on with vCPU {vcpu} {fatal}"),
+            Self::Differs { vcpu, event } => {
+                write!(f, "lockstep: vCPU {vcpu} at RIP {:#x}: {}", event.rip, event.reason)
+            }
             Self::Stopped(StopReason::Quit) => write!(f, "ended by the user"),
             Self::Stopped(StopReason::Signal(number)) => write!(f, "ended by signal {number}"),
             Self::Stopped(StopReason::OutputClosed) => write!(f, "nobody reads the guest's output any more"),

@@ -95,6 +95,7 @@ impl VcpuThread {
                 Ok(VmExit::Shutdown(event)) => ending.report(Outcome::TripleFault { vcpu: self.id, event }),
                 Ok(VmExit::Debug(event)) => self.debug(&event),
                 Ok(VmExit::Fatal(fatal)) => ending.report(Outcome::Fatal { vcpu: self.id, fatal }),
+                Ok(VmExit::Differs(event)) => ending.report(Outcome::Differs { vcpu: self.id, event }),
                 Err(error) => ending.report(Outcome::HostError(format!("vCPU {}: {error}", self.id))),
             }
         }

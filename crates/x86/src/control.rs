@@ -30,6 +30,21 @@ bitflags! {
         const PG = 1 << 31;
     }
 
+    /// CR3 without the tables' address and the process-context identifier.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct Cr3: u64 {
+        /// Page-level write-through.
+        const PWT = 1 << 3;
+        /// Page-level cache disable.
+        const PCD = 1 << 4;
+        /// Linear-address masking of user pointers, which keep 57 bits.
+        const LAM_U57 = 1 << 61;
+        /// The same with 48 bits.
+        const LAM_U48 = 1 << 62;
+        /// Only in a MOV to CR3 with process-context identifiers: keep what is cached of the address space.
+        const NO_FLUSH = 1 << 63;
+    }
+
     /// CR4.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Cr4: u64 {
@@ -79,6 +94,8 @@ bitflags! {
         const CET = 1 << 23;
         /// Protection keys for supervisor pages.
         const PKS = 1 << 24;
+        /// Linear-address masking of supervisor pointers.
+        const LAM_SUP = 1 << 28;
     }
 
     /// IA32_EFER. SDM vol. 3, *Extended Feature Enable Register*.

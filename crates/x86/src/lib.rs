@@ -15,7 +15,7 @@ pub mod msr;
 pub mod paging;
 pub mod register;
 
-pub use control::{Cr0, Cr4, Efer, Xcr0};
+pub use control::{Cr0, Cr3, Cr4, Efer, Xcr0};
 pub use descriptor::{Descriptor, Segment, Selector, SystemType, TableRegister};
 pub use exception::{Exception, Vector};
 pub use exit_reason::ExitReason;

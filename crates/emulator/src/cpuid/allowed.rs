@@ -44,7 +44,9 @@ impl CpuModel {
             (feature::MCE, Cr4::MCE),
             (feature::UMIP, Cr4::UMIP),
             (feature::LA57, Cr4::LA57),
+            (feature::PKU, Cr4::PKE),
             (feature::PKS, Cr4::PKS),
+            (feature::LAM, Cr4::LAM_SUP),
             (feature::FSGSBASE, Cr4::FSGSBASE),
             (feature::PCID, Cr4::PCIDE),
             (feature::XSAVE, Cr4::OSXSAVE),
@@ -62,6 +64,7 @@ impl CpuModel {
         of(feature::XSAVE, Xcr0::X87 | Xcr0::SSE)
             | of(feature::AVX, Xcr0::AVX)
             | of(feature::AVX512F, Xcr0::OPMASK | Xcr0::ZMM_HI256 | Xcr0::HI16_ZMM)
+            | of(feature::PKU, Xcr0::PKRU)
     }
 }
 
@@ -103,7 +106,10 @@ fn optional(feature: CpuidFeature) -> Option<Feature> {
         INVPCID => feature::INVPCID,
         LZCNT => feature::ABM,
         MOVBE => feature::MOVBE,
+        MOVDIR64B => feature::MOVDIR64B,
+        MOVDIRI => feature::MOVDIRI,
         PCLMULQDQ => feature::PCLMULQDQ,
+        PKU => feature::PKU,
         POPCNT => feature::POPCNT,
         RDPID => feature::RDPID,
         RDRAND => feature::RDRAND,

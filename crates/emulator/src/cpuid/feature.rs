@@ -149,12 +149,15 @@ features! {
     AVX512_VBMI2 "avx512_vbmi2" Leaf7Ecx 6 Host;
     GFNI "gfni" Leaf7Ecx 8 Host;
     VAES "vaes" Leaf7Ecx 9 Host;
+    PKU "pku" Leaf7Ecx 3 Ours;
     VPCLMULQDQ "vpclmulqdq" Leaf7Ecx 10 Host;
     AVX512_VNNI "avx512_vnni" Leaf7Ecx 11 Host;
     AVX512_BITALG "avx512_bitalg" Leaf7Ecx 12 Host;
     AVX512_VPOPCNTDQ "avx512_vpopcntdq" Leaf7Ecx 14 Host;
     RDPID "rdpid" Leaf7Ecx 22 Ours;
     CLDEMOTE "cldemote" Leaf7Ecx 25 Ours;
+    MOVDIRI "movdiri" Leaf7Ecx 27 Ours;
+    MOVDIR64B "movdir64b" Leaf7Ecx 28 Ours;
 
     FSRM "fsrm" Leaf7Edx 4 Ours;
     SERIALIZE "serialize" Leaf7Edx 14 Ours;
@@ -172,6 +175,7 @@ features! {
     XSAVEC "xsavec" XsaveEax 1 Ours;
     XGETBV1 "xgetbv1" XsaveEax 2 Ours;
 
+    LAM "lam" Leaf7Sub1Eax 26 Ours;
     LAHF_LM "lahf_lm" ExtendedEcx 0 Ours;
     ABM "abm" ExtendedEcx 5 Host;
     PREFETCHW "3dnowprefetch" ExtendedEcx 8 Ours;
@@ -221,15 +225,12 @@ pub(super) const NOT_OFFERED: &[&str] = &[
     "cqm",
     "rdt_a",
     "intel_pt",
-    "pku",
     "ospke",
     "waitpkg",
     "shstk",
     "ibt",
     "user_shstk",
     "tme",
-    "movdiri",
-    "movdir64b",
     "enqcmd",
     "uintr",
     "avx512_vp2intersect",
@@ -298,6 +299,7 @@ const NEEDS: &[(Feature, Feature)] = &[
     (FSRM, ERMS),
     (STIBP, SPEC_CTRL),
     (SSBD, SPEC_CTRL),
+    (PKU, XSAVE),
     (MCA, MCE),
 ];
 

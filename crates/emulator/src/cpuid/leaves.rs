@@ -33,6 +33,8 @@ const KVM_CLOCK: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 /// Leaf 01H ECX: CR4.OSXSAVE is set.
 const OSXSAVE: u32 = 1 << 27;
 /// Leaf 01H EDX: there is more than one logical processor, and EBX says of how many there may be (HTT).
+/// Leaf 07H ECX: CR4.PKE is set.
+const OSPKE: u32 = 1 << 4;
 const SEVERAL: u32 = 1 << 28;
 
 /// Bytes of a cache line: CLFLUSH flushes one.
@@ -83,7 +85,8 @@ impl CpuModel {
             6 => [word(Word::Leaf6Eax), 0, 0, 0],
             7 if subleaf == 0 => {
                 let ebx = word(Word::Leaf7Ebx) | Host::get().x87_pointers();
-                [1, ebx, word(Word::Leaf7Ecx), word(Word::Leaf7Edx)]
+                let ospke = if context.ospke { OSPKE } else { 0 };
+                [1, ebx, word(Word::Leaf7Ecx) | ospke, word(Word::Leaf7Edx)]
             }
             7 if subleaf == 1 => [word(Word::Leaf7Sub1Eax), 0, 0, 0],
             0xb | 0x1f => self.topology(context, subleaf),

@@ -49,6 +49,8 @@ pub struct CpuidContext {
     pub tsc_hz: u64,
     /// CR4.OSXSAVE.
     pub osxsave: bool,
+    /// CR4.PKE.
+    pub ospke: bool,
     /// XCR0.
     pub xcr0: u64,
 }
@@ -185,7 +187,7 @@ impl CpuModel {
     /// All leaves, for an engine that wants a table: OSXSAVE is clear and the XSAVE sizes are those of reset. The
     /// hypervisor's leaves are not in it: who executes CPUID is the hypervisor.
     pub fn leaves(&self, apic_id: u32, tsc_hz: u64) -> Vec<CpuidLeaf> {
-        let context = CpuidContext { apic_id, tsc_hz, osxsave: false, xcr0: 1 };
+        let context = CpuidContext { apic_id, tsc_hz, osxsave: false, ospke: false, xcr0: 1 };
         let leaf = |leaf: u32, subleaf: Option<u32>| {
             let [eax, ebx, ecx, edx] = self.cpuid(&context, leaf, subleaf.unwrap_or(0));
             CpuidLeaf { leaf, subleaf, eax, ebx, ecx, edx }

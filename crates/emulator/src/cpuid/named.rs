@@ -133,7 +133,7 @@ static SAPPHIRE_RAPIDS: Named = Named {
     name: "SapphireRapids",
     signature: 0x0008_06f8,
     base: Some(&ICE_LAKE_SERVER),
-    more: &[AVX_VNNI, AVX512_BF16, AVX512_FP16, SERIALIZE, CLDEMOTE],
+    more: &[AVX_VNNI, AVX512_BF16, AVX512_FP16, SERIALIZE, CLDEMOTE, MOVDIRI, MOVDIR64B],
 };
 
 /// All of them.

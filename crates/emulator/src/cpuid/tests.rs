@@ -11,7 +11,7 @@ fn host(cpus: u32) -> CpuModel {
 }
 
 fn context(xcr0: u64) -> CpuidContext {
-    CpuidContext { apic_id: 2, tsc_hz: 2_300_000_000, osxsave: true, xcr0 }
+    CpuidContext { apic_id: 2, tsc_hz: 2_300_000_000, osxsave: true, ospke: false, xcr0 }
 }
 
 fn models() -> impl Iterator<Item = CpuModel> {
@@ -63,7 +63,7 @@ fn no_model_promises_what_the_cpu_does_not_implement() {
             assert_eq!(one[register] >> bit & 1, 0, "{} has {name}", model.name());
         }
         let seven = model.cpuid(&context(1), 7, 0);
-        let absent = [(1, 2, "sgx"), (1, 4, "hle"), (1, 11, "rtm"), (1, 14, "mpx"), (2, 3, "pku")];
+        let absent = [(1, 2, "sgx"), (1, 4, "hle"), (1, 11, "rtm"), (1, 14, "mpx")];
         for (register, bit, name) in absent {
             assert_eq!(seven[register] >> bit & 1, 0, "{} has {name}", model.name());
         }
@@ -263,12 +263,10 @@ fn instructions_of_every_processor_are_allowed_and_those_of_none_are_not() {
         Code::Xbegin_rel32,
         Code::Monitorq,
         Code::Tpause_r64,
-        Code::Wrpkru,
         Code::Encls,
         Code::Xsaves_mem,
         Code::Rsm,
         Code::Vmrunq,
-        Code::Movdir64b_r64_m512,
         Code::VEX_Tilezero_tmm,
         Code::Extrq_xmm_xmm,
     ];
@@ -317,7 +315,7 @@ fn topology_says_one_package_of_cores() {
 
 #[test]
 fn xsave_sizes_follow_the_states_that_are_enabled() {
-    let model = CpuModel::parse("host,-avx512f", 1).unwrap();
+    let model = CpuModel::parse("host,-avx512f,-pku", 1).unwrap();
     let states = model.xsave_states();
     let at = |xcr0, subleaf| model.cpuid(&context(xcr0), 0xd, subleaf);
     assert_eq!(at(1, 0)[1], 576);
@@ -337,6 +335,23 @@ fn xsave_sizes_follow_the_states_that_are_enabled() {
     assert_eq!(at(0xe7, 1)[1], 576 + 256 + 64 + 512 + 1024);
     assert_eq!(at(0xe7, 7), [1024, 1664, 0, 0]);
     assert_eq!(at(0xe7, 9), [0; 4]);
+}
+
+#[test]
+fn the_rights_of_protection_keys_are_a_state_of_their_own() {
+    let model = CpuModel::parse("x86-64-v1,+pku,+xsavec", 1).unwrap();
+    assert_eq!(model.xsave_states(), Xcr0::X87 | Xcr0::SSE | Xcr0::PKRU);
+    let at = |subleaf| model.cpuid(&context(0x203), 0xd, subleaf);
+    assert_eq!((at(0), at(1)[1]), ([0x203, 2696, 2696, 0], 584));
+    assert_eq!(at(9), [8, 2688, 0, 0]);
+    let without = CpuModel::parse("host,-xsave", 1).unwrap();
+    assert!(!without.has(feature::PKU), "PKRU could not be saved");
+}
+
+#[test]
+fn ospke_follows_cr4() {
+    let told = |ospke| host(1).cpuid(&CpuidContext { ospke, ..context(1) }, 7, 0)[2] >> 3 & 3;
+    assert_eq!((told(false), told(true)), (1, 3));
 }
 
 #[test]
@@ -381,8 +396,10 @@ fn the_brand_string_names_the_model_and_ends() {
 fn control_bits_are_those_of_the_features() {
     let most = host(1).control_bits();
     assert!(most.contains(Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::FSGSBASE | Cr4::UMIP | Cr4::OSXSAVE));
-    assert!(!most.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::PKE | Cr4::CET));
+    assert!(!most.intersects(Cr4::VMXE | Cr4::SMXE | Cr4::CET));
+    assert!(most.contains(Cr4::LA57 | Cr4::PKE | Cr4::PKS | Cr4::LAM_SUP));
     let least = CpuModel::parse("x86-64-v1", 1).unwrap().control_bits();
+    assert!(!least.intersects(Cr4::LA57 | Cr4::PKE | Cr4::PKS | Cr4::LAM_SUP));
     assert!(!least.intersects(Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::FSGSBASE | Cr4::UMIP | Cr4::OSXSAVE));
     assert!(least.contains(Cr4::PAE | Cr4::PGE | Cr4::OSFXSR));
 }
@@ -416,7 +433,8 @@ fn the_table_of_leaves_says_what_cpuid_says() {
     for model in models() {
         let leaves = model.leaves(3, 2_300_000_000);
         assert!(leaves.len() < 64);
-        let context = CpuidContext { apic_id: 3, tsc_hz: 2_300_000_000, osxsave: false, xcr0: 1 };
+        let context =
+            CpuidContext { apic_id: 3, tsc_hz: 2_300_000_000, osxsave: false, ospke: false, xcr0: 1 };
         for (n, entry) in leaves.iter().enumerate() {
             let said = model.cpuid(&context, entry.leaf, entry.subleaf.unwrap_or(0));
             assert_eq!([entry.eax, entry.ebx, entry.ecx, entry.edx], said);

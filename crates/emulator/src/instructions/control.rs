@@ -5,6 +5,7 @@ mod cache;
 mod debug;
 mod flags;
 mod hypercall;
+mod keys;
 mod time;
 
 pub use cache::{invd, invlpg, invpcid, wbinvd, xgetbv, xsetbv};
@@ -12,16 +13,15 @@ pub(crate) use debug::{DR6_ACCESS, DR7_GENERAL_DETECT};
 pub use debug::{mov_from_dr, mov_to_dr};
 pub use flags::{clac, cli, hlt, pause, popf, pushf, stac, sti};
 pub use hypercall::vmcall;
+pub use keys::{rdpkru, wrpkru};
 pub use time::{rdpid, rdpmc, rdtsc, rdtscp};
 use x86::descriptor::Attributes;
 use x86::paging::Entry;
-use x86::{Cr0, Cr4, Efer, SegmentRegister};
+use x86::{Cr0, Cr3, Cr4, Efer, SegmentRegister};
 
 use crate::cpu::Cpu;
+use crate::cpuid::feature;
 use crate::insn::{Insn, Stop};
-
-/// CR3's bit 63 in MOV with PCIDs: keep what is cached of the address space.
-const NO_FLUSH: u64 = 1 << 63;
 
 /// MOV r32/r64, CRn. The driver has checked the privilege.
 pub fn mov_from_cr(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
@@ -145,9 +145,11 @@ impl Cpu {
     /// #GP(0) for reserved bits, of CR3 or of the entries that PAE paging loads.
     pub fn write_cr3(&mut self, value: u64) -> Result<(), Stop> {
         let pcids = self.cr4.contains(Cr4::PCIDE);
-        let keep = pcids && value & NO_FLUSH != 0;
-        let value = if pcids { value & !NO_FLUSH } else { value };
-        if self.is_long() && value >> self.wires.model.physical_bits() != 0 {
+        let keep = pcids && value & Cr3::NO_FLUSH.bits() != 0;
+        let value = if pcids { value & !Cr3::NO_FLUSH.bits() } else { value };
+        let masks = Cr3::LAM_U48 | Cr3::LAM_U57;
+        let masks = if self.wires.model.has(feature::LAM) { masks } else { Cr3::empty() };
+        if self.is_long() && (value & !masks.bits()) >> self.wires.model.physical_bits() != 0 {
             return Err(self.gp0());
         }
         if self.paging_enabled() && !self.is_long() && self.cr4.contains(Cr4::PAE) {
@@ -179,7 +181,8 @@ impl Cpu {
         }
         self.cr4 = new;
         self.update_breakpoints();
-        self.after_change(changed.intersects(loads_pointers | Cr4::PCIDE | Cr4::SMAP | Cr4::LA57 | Cr4::PKS));
+        let translates = Cr4::PCIDE | Cr4::SMAP | Cr4::LA57 | Cr4::PKE | Cr4::PKS | Cr4::LAM_SUP;
+        self.after_change(changed.intersects(loads_pointers | translates));
         Ok(())
     }
 

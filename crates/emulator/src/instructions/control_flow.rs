@@ -12,7 +12,7 @@ pub fn jcc<const CC: u8>(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if cpu.flags.condition::<CC>() { branch(cpu, insn) } else { Ok(()) }
 }
 
-/// To the address in the instruction. Only outside 64-bit mode can that be one where no code may be.
+/// To the address in the instruction. Few in 64-bit mode can be one where no code may be.
 #[inline(always)]
 fn branch(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if insn.has(flag::CHECKED) {

@@ -179,7 +179,12 @@ fn call(cpu: &mut Cpu, insn: &Insn, selector: Selector, offset: u64) -> Result<(
         }
     };
     cpu.check_entry(&code, rip)?;
-    let mut stack = Stack::current(cpu);
+    let mut stack = if cpu.is_long() && code.attributes.contains(Attributes::L) {
+        // What is pushed goes where the target's mode has its stack: all of RSP, and no segment.
+        Stack::flat(cpu, cpu.registers.get(4), cpu.cpl())
+    } else {
+        Stack::current(cpu)
+    };
     for value in back {
         stack.push(cpu, size, value)?;
     }
@@ -304,6 +309,20 @@ mod tests {
         assert_eq!((cpu.rip, cpu.mode.code_size(), cpu.is_long()), (0x1234, 32, true));
         run(&mut cpu, &[0xea, 0x00, 0x20, 0, 0, KERNEL_CODE64 as u8, 0]).unwrap();
         assert_eq!((cpu.rip, cpu.mode.code_size()), (0x2000, 64));
+    }
+
+    #[test]
+    fn a_far_call_from_32_bit_to_64_bit_code_pushes_without_a_segment() {
+        let mut cpu = long();
+        put(&cpu, 0x5000, 0u32);
+        put(&cpu, 0x5004, KERNEL_CODE32);
+        cpu.registers.set(0, 0x5000);
+        run(&mut cpu, &[0xff, 0x28]).unwrap();
+        let stack = *cpu.segment(SegmentRegister::Ss);
+        cpu.set_segment(SegmentRegister::Ss, Segment { base: 0x10_0000, limit: 0xfff, ..stack });
+        cpu.registers.set(4, 0x6000);
+        run(&mut cpu, &[0x9a, 0x00, 0x20, 0, 0, KERNEL_CODE64 as u8, 0]).unwrap();
+        assert_eq!((cpu.registers.get(4), get::<u32>(&cpu, 0x5ffc)), (0x5ff8, KERNEL_CODE32.into()));
     }
 
     #[test]

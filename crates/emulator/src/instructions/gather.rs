@@ -74,7 +74,7 @@ fn linear(cpu: &mut Cpu, insn: &Insn, how: Parameters, n: usize, write: bool) ->
         return cpu.segmented(insn.segment, offset, how.element as u64, write);
     }
     let address = offset.wrapping_add(cpu.bases[usize::from(insn.segment & 7)]);
-    if !cpu.mmu.paging.is_canonical(address) {
+    if !cpu.mmu.paging.is_data_canonical(address) {
         // RSP and RBP as the base mean the stack.
         let stack = matches!(insn.base, 4 | 5) && insn.segment == FLAT;
         let vector = if stack { Vector::StackFault } else { Vector::GeneralProtection };

@@ -9,6 +9,7 @@ pub mod bit;
 pub mod control;
 pub mod control_flow;
 pub mod data;
+pub mod direct_store;
 pub mod event;
 pub mod far;
 pub mod flag;

@@ -170,7 +170,7 @@ impl Cpu {
             msr::IA32_PKRS => {
                 self.has(feature::PKS)?;
                 self.msrs.pkrs = fits(value, 0xffff_ffff)? as u32;
-                self.update_paging();
+                self.update_keys();
             }
             // Software clears the revision, asks CPUID, and reads it: that it is always there does no harm.
             msr::IA32_BIOS_SIGN_ID | BIOS_UPDATE_TRIGGER => {}

@@ -19,6 +19,7 @@ impl Cpu {
             apic_id: self.id,
             tsc_hz: self.wires.time.tsc_frequency(),
             osxsave: self.cr4.contains(Cr4::OSXSAVE),
+            ospke: self.cr4.contains(Cr4::PKE),
             xcr0: self.xcr0,
         }
     }

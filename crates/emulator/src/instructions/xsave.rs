@@ -20,8 +20,8 @@ const COMPACTED: u64 = 1 << 63;
 const LARGEST: usize = 2696;
 
 /// The components after the legacy region, in the order of their bits.
-const EXTENSIONS: [Component; 4] =
-    [Component::Avx, Component::Opmask, Component::ZmmHi256, Component::Hi16Zmm];
+const EXTENSIONS: [Component; 5] =
+    [Component::Avx, Component::Opmask, Component::ZmmHi256, Component::Hi16Zmm, Component::Pkru];
 
 fn check_available(cpu: &mut Cpu, undefined: bool) -> Result<(), Stop> {
     if undefined {
@@ -253,6 +253,7 @@ fn restore(cpu: &mut Cpu, image: &[u8], wanted: u64, present: u64, layout: Optio
         let (from, here) = (place.unwrap_or(0), present & bit != 0 && place.is_some());
         load_or_init(&mut cpu.vector, component, image, wanted & bit != 0, here, from);
     }
+    cpu.update_keys();
     Ok(())
 }
 

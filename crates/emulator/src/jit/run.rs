@@ -122,11 +122,12 @@ impl Interpreter {
 
     /// Runs translated code until it leaves. `None`: find the block at RIP.
     pub(crate) fn run_translated(&mut self, code: u64, regime: Regime) -> Option<Leave> {
+        let word = self.attention.word_address();
         let mut context = Context {
             registers: self.cpu.registers.all_mut().as_mut_ptr() as u64,
             flags: to_frame(self.cpu.flags.bits()),
             tlb: self.cpu.mmu.tlb.base(self.cpu.mmu.view) as u64,
-            attention: self.attention.word_address(),
+            attention: self.jit.as_ref().and_then(|jit| jit.leaves_after(self.run_at_least)).unwrap_or(word),
             ram: self.cpu.memory.host_address(0).unwrap_or(0),
             recent: self.blocks.recent_address(),
             regime,

@@ -5,7 +5,7 @@ use guest_memory::Offset;
 use x86::descriptor::Attributes;
 use x86::{Exception, SegmentRegister, Vector};
 
-use super::tlb::Allowed;
+use super::tlb::{Allowed, Mapping};
 use super::{Access, View};
 use crate::cpu::Cpu;
 use crate::insn::{FLAT, Insn, Stop, flag};
@@ -207,27 +207,30 @@ impl Cpu {
         }
     }
 
-    /// Replaces a place's value by `change` of it, as one atomic operation where it lies in one page of RAM.
+    /// Replaces a place's value by `change` of it, as one atomic operation; where it does not lie in one page of RAM,
+    /// that holds among those that do not.
     /// Gives the old value.
     #[inline(always)]
     pub fn exchange_place<T: Width>(&mut self, place: Place, mut change: impl FnMut(T) -> T) -> T {
-        let mut old = self.load_place::<T>(place);
+        let Place::Ram(offset) = place else { return self.exchange_slow(place, change) };
+        let mut old = self.memory.load(offset);
         loop {
-            let new = change(old);
-            match place {
-                Place::Ram(offset) => {
-                    let held = self.memory.compare_exchange(offset, old, new);
-                    if held == old {
-                        return old;
-                    }
-                    old = held;
-                }
-                Place::Slow(..) => {
-                    self.store_place(place, new);
-                    return old;
-                }
+            let held = self.memory.compare_exchange(offset, old, change(old));
+            if held == old {
+                return old;
             }
+            old = held;
         }
+    }
+
+    /// Two pages, or a device: no one operation of the host does it. Others that want the same wait.
+    #[cold]
+    #[inline(never)]
+    fn exchange_slow<T: Width>(&mut self, place: Place, mut change: impl FnMut(T) -> T) -> T {
+        let _lock = self.memory.lock_bus();
+        let old = self.load_place(place);
+        self.store_place(place, change(old));
+        old
     }
 
     /// Finds where one page of an access lies; fills the translation cache.
@@ -244,6 +247,7 @@ impl Cpu {
         if let Some(offset) = found {
             return Ok(Target::Ram(offset));
         }
+        let linear = if access == Access::Fetch { linear } else { self.mmu.paging.masked(linear) };
         if !self.mmu.paging.is_canonical(linear) {
             // Which of #GP and #SS it is, `refine_fault` finds out.
             return Err(self.raise(Exception { address: linear, ..Exception::gp(0) }));
@@ -268,7 +272,8 @@ impl Cpu {
             write: access == Access::Write && cached && translation.writable && !location.read_only,
             fetch: translation.executable,
         };
-        self.mmu.tlb.insert(view, linear, offset, allowed, translation.large);
+        let (size_bits, key) = (translation.size_bits, translation.key);
+        self.mmu.tlb.insert(view, linear, Mapping { offset, allowed, size_bits, key });
         Ok(if location.read_only { Target::ReadOnly(offset) } else { Target::Ram(offset) })
     }
 
@@ -280,6 +285,7 @@ impl Cpu {
             return;
         };
         let operand = self.effective(insn).wrapping_add(self.bases[usize::from(insn.segment & 7)]);
+        let operand = self.mmu.paging.masked(operand);
         // What is neither the operand nor beside it is what a push or pop reaches; or a bit far from a BT's operand.
         let stack = if insn.has(flag::STACK) && fault.address.wrapping_sub(operand) >= 64 {
             true
@@ -293,6 +299,7 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn place_slow(&mut self, view: View, linear: u64, size: u64, access: Access) -> Result<Place, Stop> {
+        let linear = self.mmu.paging.masked(linear);
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
         // All of it must be canonical before any of it is looked up.
@@ -455,6 +462,7 @@ impl Cpu {
         access: Access,
         mut work: impl FnMut(&mut Self, Target, std::ops::Range<usize>),
     ) -> Result<(), Stop> {
+        let linear = self.mmu.paging.masked(linear);
         self.watch_data(linear, len as u64, access)?;
         let mut done = 0;
         while done < len {

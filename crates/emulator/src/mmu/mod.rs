@@ -2,17 +2,22 @@
 //! accesses that go through it.
 
 mod access;
+mod keys;
+mod paging;
 mod tlb;
 mod walk;
 
 pub use access::{Place, Target};
+pub use keys::Keys;
+pub use paging::{Format, Paging, Sizes};
 pub use tlb::{ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE, Tlb};
-pub use walk::{Format, Paging, Translation};
+pub use walk::Translation;
 
 use guest_memory::Offset;
 use x86::{Cr0, Cr4, Efer};
 
 use crate::cpu::Cpu;
+use crate::cpuid::feature;
 
 /// What an access is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,9 +93,12 @@ impl Cpu {
     /// Follows a change of CR0, CR3, CR4 or EFER that may change translations: all cached ones are dropped.
     pub fn update_paging(&mut self) {
         let old = self.mmu.paging;
-        self.mmu.paging =
-            Paging::new(self.cr0, self.cr3, self.cr4, self.efer, self.wires.model.physical_bits());
-        self.mmu.paging.supervisor_keys = self.cr4.contains(Cr4::PKS).then_some(self.msrs.pkrs);
+        let sizes = Sizes {
+            physical_bits: self.wires.model.physical_bits(),
+            huge_pages: self.wires.model.has(feature::PDPE1GB),
+        };
+        self.mmu.paging = Paging::new(self.cr0, self.cr3, self.cr4, self.efer, sizes);
+        self.mmu.paging.keys = self.keys();
         self.mmu.paging.pointers = old.pointers;
         if self.mmu.paging.format == Format::Pae && old.format != Format::Pae {
             self.mmu.paging.pointers = self.read_directory_pointers(self.cr3);
@@ -102,7 +110,7 @@ impl Cpu {
 
     /// A load of CR3 with the same paging mode. SDM vol. 3, *Invalidation of TLBs and Paging-Structure Caches*.
     pub fn switch_address_space(&mut self, keep: bool) {
-        self.mmu.paging.root = self.cr3;
+        self.mmu.paging.set_root(self.cr3);
         self.mmu.tlb.switch(self.pcid(), keep && self.cr4.contains(Cr4::PCIDE));
     }
 
@@ -123,8 +131,17 @@ impl Cpu {
         self.cr0.contains(Cr0::PG)
     }
 
+    /// Whether a base address or a system-call target may be this: what registers hold is compared with the widest
+    /// addresses that the processor has, whichever it uses at the moment.
+    pub fn is_canonical_for_registers(&self, address: u64) -> bool {
+        x86::paging::is_canonical(address, self.wires.model.linear_bits())
+    }
+
     /// Whether EFER.NXE is set.
     pub fn execute_disable_enabled(&self) -> bool {
         self.efer.contains(Efer::NXE)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -49,6 +49,8 @@ struct Table {
     entries: Box<[Entry; SIZE]>,
     /// The entries that were filled since the last flush.
     log: Vec<u16>,
+    /// Those of them whose pages have a protection key other than 0.
+    keyed: Vec<u16>,
 }
 
 impl Table {
@@ -56,7 +58,7 @@ impl Table {
         let entries: Vec<Entry> = (0..SIZE).map(empty).collect();
         let entries =
             entries.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("the length is right"));
-        Self { pcid: None, fetches, entries, log: Vec::with_capacity(LOG) }
+        Self { pcid: None, fetches, entries, log: Vec::with_capacity(LOG), keyed: Vec::new() }
     }
 
     fn clear(&mut self) {
@@ -68,7 +70,37 @@ impl Table {
             self.entries.iter_mut().enumerate().for_each(|(index, entry)| *entry = empty(index));
         }
         self.log.clear();
+        self.keyed.clear();
     }
+
+    /// Drops what allows loads and stores: of pages with a protection key, or of all.
+    fn drop_data(&mut self, all: bool) {
+        let drop = |index: usize, entry: &mut Entry| {
+            (entry.read, entry.write) = (no_page(index), no_page(index));
+        };
+        let filled = if all { &self.log } else { &self.keyed };
+        if filled.len() < LOG {
+            for &index in filled {
+                drop(index.into(), &mut self.entries[usize::from(index) % SIZE]);
+            }
+        } else {
+            self.entries.iter_mut().enumerate().for_each(|(index, entry)| drop(index, entry));
+        }
+        self.keyed.clear();
+    }
+}
+
+/// Where a page lies, and what the cache has to know of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// The page's offset in RAM, or that of any byte in it.
+    pub offset: Offset,
+    /// What it may be used for.
+    pub allowed: Allowed,
+    /// Bits of an address within the guest's page, of which this may be a part: 12, 21, 22 or 30.
+    pub size_bits: u8,
+    /// The page's protection key, where a register says what the key allows; else 0.
+    pub key: u8,
 }
 
 /// What a page may be used for without looking again.
@@ -102,6 +134,10 @@ pub struct Tlb {
     next: usize,
     /// One bit for each hash of a 2-MiB page in which part of a large page is cached.
     large: [u64; 64],
+    /// The same of 1-GiB pages.
+    huge: [u64; 64],
+    /// The protection keys of the pages in it, one bit for each.
+    keys: u16,
     /// The last name given to what is remembered of fetches.
     last_fetches: u64,
     /// One bit for each hash of a page that code was found in since those names were given.
@@ -118,6 +154,8 @@ impl Tlb {
             current: 0,
             next: 1,
             large: [0; 64],
+            huge: [0; 64],
+            keys: 0,
             last_fetches: SPACES as u64,
             fetched: [0; 64],
             stored: Vec::new(),
@@ -181,9 +219,9 @@ impl Tlb {
         (within <= 4095).then(|| entry.page + within)
     }
 
-    /// Remembers that the page of `linear` lies at the page of `offset`. `large`: it is part of a page above 4 KiB.
-    pub fn insert(&mut self, view: View, linear: u64, offset: Offset, allowed: Allowed, large: bool) {
-        let (tag, page) = (linear & PAGE, offset & PAGE);
+    /// Remembers where the page of `linear` lies.
+    pub fn insert(&mut self, view: View, linear: u64, mapping: Mapping) {
+        let (tag, page, allowed) = (linear & PAGE, mapping.offset & PAGE, mapping.allowed);
         let index = Self::index(view, linear);
         let table = &mut self.tables[self.current];
         let entry = &mut table.entries[index];
@@ -202,13 +240,43 @@ impl Tlb {
                 *slot = tag;
             }
         }
+        self.keys |= 1 << (mapping.key & 15);
+        if mapping.key != 0 && table.keyed.len() < LOG {
+            table.keyed.push(index as u16);
+        }
         if allowed.write {
             self.note_store(page, index);
         }
-        if large {
-            let (word, bit) = Self::bit(linear >> 21);
-            self.large[word] |= bit;
+        self.note_size(linear, mapping.size_bits);
+    }
+
+    fn note_size(&mut self, linear: u64, size_bits: u8) {
+        match size_bits {
+            12 => {}
+            30 => {
+                let (word, bit) = Self::bit(linear >> 30);
+                self.huge[word] |= bit;
+            }
+            // Both halves of a 4-MiB page.
+            _ => {
+                for half in 0..1 << (size_bits.max(21) - 21) {
+                    let (word, bit) = Self::bit(linear >> size_bits << (size_bits - 21) | half);
+                    self.large[word] |= bit;
+                }
+            }
         }
+    }
+
+    /// The rights of some protection keys changed, one bit for each: drops what allows loads and stores of their pages.
+    /// Fetches do not depend on them.
+    pub fn drop_keys(&mut self, changed: u16) {
+        if self.keys & changed == 0 {
+            return;
+        }
+        // Pages with key 0 are not told apart.
+        let all = changed & 1 != 0;
+        self.tables.iter_mut().for_each(|table| table.drop_data(all));
+        self.keys &= if all { 0 } else { 1 };
     }
 
     fn note_store(&mut self, page: Offset, index: usize) {
@@ -264,7 +332,8 @@ impl Tlb {
             (0..SPACES).for_each(|table| self.rename_fetches(table));
         }
         let (word, bit) = Self::bit(linear >> 21);
-        if self.large[word] & bit != 0 {
+        let (huge_word, huge_bit) = Self::bit(linear >> 30);
+        if self.large[word] & bit != 0 || self.huge[huge_word] & huge_bit != 0 {
             self.flush_all();
             return;
         }
@@ -282,7 +351,7 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        self.large = [0; 64];
+        (self.large, self.huge, self.keys) = ([0; 64], [0; 64], 0);
         for table in 0..SPACES {
             if table != self.current {
                 self.tables[table].pcid = None;
@@ -352,13 +421,17 @@ impl Default for Tlb {
 mod tests {
     use super::*;
 
-    const ALL: Allowed = Allowed { read: true, write: true, fetch: true };
+    /// A page of 4 KiB that may be used for everything.
+    fn small(offset: Offset) -> Mapping {
+        let allowed = Allowed { read: true, write: true, fetch: true };
+        Mapping { offset, allowed, size_bits: 12, key: 0 }
+    }
 
     #[test]
     fn an_access_that_crosses_into_the_next_page_is_a_miss() {
         let mut tlb = Tlb::new();
-        tlb.insert(View::User, 0x1000, 0x5000, ALL, false);
-        tlb.insert(View::User, 0x2000, 0x6000, ALL, false);
+        tlb.insert(View::User, 0x1000, small(0x5000));
+        tlb.insert(View::User, 0x2000, small(0x6000));
         assert_eq!(tlb.read(View::User, 0x1ff8, 8), Some(0x5ff8));
         assert_eq!(tlb.read(View::User, 0x1ff9, 8), None);
         assert_eq!(tlb.read(View::Supervisor, 0x1000, 1), None);
@@ -368,7 +441,7 @@ mod tests {
     fn a_kept_address_space_keeps_its_translations() {
         let mut tlb = Tlb::new();
         tlb.switch(1, false);
-        tlb.insert(View::User, 0x1000, 0x5000, ALL, false);
+        tlb.insert(View::User, 0x1000, small(0x5000));
         tlb.switch(2, true);
         assert!(!tlb.holds(View::User, 0x1000, Access::Read));
         tlb.switch(1, true);
@@ -379,18 +452,52 @@ mod tests {
 
     #[test]
     fn invalidating_part_of_a_large_page_drops_all_of_it() {
+        for (size_bits, other) in [(21, 0x20_3000), (22, 0x3000), (22, 0x3f_f000), (30, 0x3fff_f000)] {
+            let mut tlb = Tlb::new();
+            for (linear, offset) in [(0x20_1000, 0x5000), (0x20_2000, 0x6000)] {
+                tlb.insert(View::User, linear, Mapping { size_bits, ..small(offset) });
+            }
+            tlb.invalidate_page(1 << size_bits << 1 | other);
+            assert!(tlb.holds(View::User, 0x20_1000, Access::Read), "another page of 2^{size_bits} bytes");
+            tlb.invalidate_page(other);
+            assert!(!tlb.holds(View::User, 0x20_1000, Access::Read), "2^{size_bits} bytes");
+            assert!(!tlb.holds(View::User, 0x20_2000, Access::Fetch), "2^{size_bits} bytes");
+        }
+    }
+
+    #[test]
+    fn new_rights_of_a_key_drop_its_pages_for_data_in_every_address_space() {
         let mut tlb = Tlb::new();
-        tlb.insert(View::User, 0x20_1000, 0x5000, ALL, true);
-        tlb.insert(View::User, 0x20_2000, 0x6000, ALL, true);
-        tlb.invalidate_page(0x20_3000);
-        assert!(!tlb.holds(View::User, 0x20_1000, Access::Read));
-        assert!(!tlb.holds(View::User, 0x20_2000, Access::Fetch));
+        for (pcid, linear, key) in [(1, 0x1000, 3), (1, 0x2000, 0), (2, 0x3000, 3)] {
+            tlb.switch(pcid, true);
+            tlb.insert(View::User, linear, Mapping { key, ..small(0x5000) });
+        }
+        tlb.drop_keys(!(1 << 3 | 1));
+        assert!(tlb.holds(View::User, 0x3000, Access::Write), "other keys");
+        tlb.drop_keys(1 << 3);
+        let held = |tlb: &Tlb, linear| {
+            [Access::Read, Access::Write, Access::Fetch].map(|access| tlb.holds(View::User, linear, access))
+        };
+        assert_eq!(held(&tlb, 0x3000), [false, false, true]);
+        tlb.switch(1, true);
+        assert_eq!((held(&tlb, 0x1000), held(&tlb, 0x2000)), ([false, false, true], [true; 3]));
+        tlb.drop_keys(1);
+        assert_eq!(held(&tlb, 0x2000), [false, false, true]);
+    }
+
+    #[test]
+    fn more_pages_with_keys_than_are_remembered_are_dropped_all_the_same() {
+        let mut tlb = Tlb::new();
+        let pages = || (0..2 * LOG as u64).map(|page| page << 12);
+        pages().for_each(|page| tlb.insert(View::User, page, Mapping { key: 1, ..small(page) }));
+        tlb.drop_keys(2);
+        assert!(pages().all(|page| !tlb.holds(View::User, page, Access::Read)));
     }
 
     #[test]
     fn no_flush_revives_old_translations() {
         let mut tlb = Tlb::new();
-        tlb.insert(View::User, 0x1000, 0x5000, ALL, false);
+        tlb.insert(View::User, 0x1000, small(0x5000));
         for _ in 0..10_000 {
             tlb.flush_all();
             assert!(!tlb.holds(View::User, 0x1000, Access::Read));
@@ -400,7 +507,7 @@ mod tests {
     #[test]
     fn dropping_writes_leaves_loads() {
         let mut tlb = Tlb::new();
-        tlb.insert(View::User, 0x1000, 0x5000, ALL, false);
+        tlb.insert(View::User, 0x1000, small(0x5000));
         assert!(tlb.drop_writes(0x5123) && !tlb.drop_writes(0x5123));
         assert_eq!(tlb.write(View::User, 0x1000, 1), None);
         assert_eq!(tlb.read(View::User, 0x1000, 1), Some(0x5000));

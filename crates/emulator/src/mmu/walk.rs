@@ -1,48 +1,13 @@
 //! The walk of the guest's page tables. SDM vol. 3, *Paging*.
 
 use guest_memory::GuestMemory;
+use x86::Exception;
 use x86::exception::PageFaultCode;
 use x86::paging::Entry;
-use x86::{Cr0, Cr4, Efer, Exception};
 
+use super::keys::KeyRights;
+use super::paging::{Format, Paging};
 use super::{Access, View};
-
-/// Which tables are walked.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Format {
-    /// Linear addresses are physical ones.
-    #[default]
-    None,
-    /// 32-bit paging: two levels of 4-byte entries.
-    Bits32,
-    /// PAE paging: 8-byte entries, the four topmost cached by MOV CR3.
-    Pae,
-    /// 4-level or 5-level paging.
-    Levels(u8),
-}
-
-/// What the control registers say of paging.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Paging {
-    /// Which tables.
-    pub format: Format,
-    /// CR3.
-    pub root: u64,
-    /// CR4.SMAP.
-    pub smap: bool,
-    /// CR0.AM.
-    pub alignment_mask: bool,
-    /// The four topmost entries of PAE paging, as the last load of CR3 or change of paging found them.
-    pub pointers: [u64; 4],
-    /// IA32_PKRS with CR4.PKS: two bits for each key of supervisor pages.
-    pub supervisor_keys: Option<u32>,
-    smep: bool,
-    write_protect: bool,
-    execute_disable: bool,
-    page_size_extension: bool,
-    /// Address bits in an entry that must be zero.
-    reserved: u64,
-}
 
 /// Where a page lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +20,10 @@ pub struct Translation {
     pub readable: bool,
     /// Whether fetches are allowed.
     pub executable: bool,
-    /// Whether the page is larger than 4 KiB.
-    pub large: bool,
+    /// Bits of an address within the page: 12, 21, 22 or 30.
+    pub size_bits: u8,
+    /// The page's protection key, where a register says what it allows; else 0.
+    pub key: u8,
 }
 
 /// The rights gathered on the way down.
@@ -69,58 +36,58 @@ struct Rights {
     key: KeyRights,
 }
 
-/// The two bits of a protection key's rights.
-#[derive(Clone, Copy, Debug, Default)]
-struct KeyRights {
-    access_disabled: bool,
-    write_disabled: bool,
-}
-
 /// An entry and where it stands.
+#[derive(Clone, Copy)]
 struct Slot {
     entry: u64,
     address: u64,
+    level: u8,
     wide: bool,
 }
 
-impl Paging {
-    /// From the control registers; `physical_bits` is MAXPHYADDR.
-    pub fn new(cr0: Cr0, cr3: u64, cr4: Cr4, efer: Efer, physical_bits: u32) -> Self {
-        let format = if !cr0.contains(Cr0::PG) {
-            Format::None
-        } else if efer.contains(Efer::LMA) {
-            Format::Levels(if cr4.contains(Cr4::LA57) { 5 } else { 4 })
-        } else if cr4.contains(Cr4::PAE) {
-            Format::Pae
+impl Slot {
+    /// The entry of a table for a linear address. Tables where no RAM is read as all ones, as every read does that
+    /// nobody answers.
+    fn load(memory: &GuestMemory, table: u64, linear: u64, level: u8, wide: bool) -> Self {
+        let shift = size_bits(level, wide);
+        let (address, entry) = if wide {
+            let address = table + (linear >> shift & 0x1ff) * 8;
+            (address, memory.load_physical::<u64>(address).unwrap_or(u64::MAX))
         } else {
-            Format::Bits32
+            let address = table + (linear >> shift & 0x3ff) * 4;
+            (address, memory.load_physical::<u32>(address).map_or(u64::from(u32::MAX), u64::from))
         };
-        Self {
-            format,
-            root: cr3,
-            smap: cr4.contains(Cr4::SMAP),
-            alignment_mask: cr0.contains(Cr0::AM),
-            pointers: [0; 4],
-            supervisor_keys: None,
-            smep: cr4.contains(Cr4::SMEP),
-            write_protect: cr0.contains(Cr0::WP),
-            execute_disable: efer.contains(Efer::NXE),
-            page_size_extension: cr4.contains(Cr4::PSE),
-            reserved: x86::paging::ADDRESS_MASK & !((1 << physical_bits) - 1),
-        }
+        Self { entry, address, level, wide }
     }
 
-    /// Whether an address is canonical where that matters.
-    pub fn is_canonical(&self, linear: u64) -> bool {
-        match self.format {
-            Format::Levels(levels) => {
-                let unused = if levels == 5 { 7 } else { 16 };
-                ((linear << unused) as i64 >> unused) as u64 == linear
-            }
-            _ => true,
-        }
+    fn has(&self, flag: Entry) -> bool {
+        self.entry & flag.bits() != 0
     }
 
+    /// The table that it leads to.
+    fn table(&self) -> u64 {
+        self.entry & table_mask(self.wide)
+    }
+}
+
+/// Bits of an address within what an entry of a level maps.
+fn size_bits(level: u8, wide: bool) -> u8 {
+    if wide { 3 + 9 * level } else { 2 + 10 * level }
+}
+
+fn table_mask(wide: bool) -> u64 {
+    if wide { x86::paging::ADDRESS_MASK } else { 0xffff_f000 }
+}
+
+/// Why a walk gives no page.
+enum Ended {
+    /// A page fault, with what the tables add to its error code.
+    Fault(PageFaultCode),
+    /// Another vCPU changed an entry between the look at it and the setting of its flags: walk again.
+    Changed,
+}
+
+impl Paging {
     /// Walks the tables for one access; sets accessed and dirty flags.
     ///
     /// # Errors
@@ -132,123 +99,113 @@ impl Paging {
         access: Access,
         view: View,
     ) -> Result<Translation, Exception> {
-        let fault = |code: PageFaultCode| Exception::page_fault(linear, code | self.fault_code(access, view));
         let (levels, wide) = match self.format {
-            Format::None => {
-                let physical = linear & 0xffff_ffff;
-                return Ok(Translation {
-                    physical,
-                    writable: true,
-                    readable: true,
-                    executable: true,
-                    large: false,
-                });
-            }
+            Format::None => return Ok(untranslated(linear)),
             Format::Bits32 => (2, false),
-            Format::Pae => (3, true),
+            Format::Pae => (2, true),
             Format::Levels(levels) => (levels, true),
         };
-        let mut rights = Rights { write: true, user: true, execute: true, key: KeyRights::default() };
-        let mut table = self.root & self.table_mask(wide);
-        for level in (1..=levels).rev() {
-            let pdpte = self.format == Format::Pae && level == 3;
-            let slot = if pdpte {
-                Slot { entry: self.pointers[(linear >> 30 & 3) as usize], address: 0, wide }
-            } else {
-                Self::slot(memory, table, linear, level, wide)
+        let fault = |code| Err(Exception::page_fault(linear, code | self.fault_code(access, view)));
+        loop {
+            let table = match self.format {
+                Format::Pae => {
+                    // These entries were checked when they were loaded; they have no rights and no flags.
+                    let pointer = self.pointers[(linear >> 30 & 3) as usize];
+                    if pointer & Entry::P.bits() == 0 {
+                        return fault(PageFaultCode::empty());
+                    }
+                    pointer & table_mask(true)
+                }
+                _ => self.root & table_mask(wide),
             };
-            let entry = Entry::from_bits_retain(slot.entry);
-            if !entry.contains(Entry::P) {
-                return Err(fault(PageFaultCode::empty()));
-            }
-            let leaf = level == 1 || !pdpte && self.is_large(entry, level, wide);
-            // Those of PAE's topmost entries were checked when they were loaded.
-            if !pdpte && self.has_reserved_bits(slot.entry, level, leaf, wide) {
-                return Err(fault(PageFaultCode::PRESENT | PageFaultCode::RESERVED));
-            }
-            if !pdpte {
-                rights.write &= entry.contains(Entry::RW);
-                rights.user &= entry.contains(Entry::US);
-                rights.execute &= !(wide && self.execute_disable && entry.contains(Entry::XD));
-            }
-            if leaf {
-                rights.key = self.key_rights(slot.entry, rights.user);
-                if !self.allows(rights, access, view) {
-                    let mut code = PageFaultCode::PRESENT;
-                    code.set(PageFaultCode::KEY, !self.key_allows(rights, access));
-                    return Err(fault(code));
+            let found = self.descend(memory, linear, table, levels, wide);
+            match found.and_then(|(slot, rights)| self.finish(memory, slot, rights, access, view)) {
+                Ok(translation) => {
+                    let within = (1u64 << translation.size_bits) - 1;
+                    let physical = translation.physical | linear & within;
+                    return Ok(Translation { physical, ..translation });
                 }
-                let dirty = if access == Access::Write { Entry::A | Entry::D } else { Entry::A };
-                if !set_flags(memory, &slot, dirty) {
-                    return self.walk(memory, linear, access, view);
-                }
-                let dirty = access == Access::Write || entry.contains(Entry::D);
-                return Ok(self.translation(slot.entry, linear, level, wide, rights, view, dirty));
+                Err(Ended::Fault(code)) => return fault(code),
+                Err(Ended::Changed) => {}
             }
-            if !pdpte && !set_flags(memory, &slot, Entry::A) {
-                return self.walk(memory, linear, access, view);
-            }
-            table = slot.entry & self.table_mask(wide);
         }
-        Err(fault(PageFaultCode::empty()))
     }
 
-    #[allow(clippy::too_many_arguments)] // The leaf, whole.
-    fn translation(
+    /// Goes down to the entry that maps the page; gives it with the rights.
+    #[inline(always)]
+    fn descend(
         &self,
-        entry: u64,
+        memory: &GuestMemory,
         linear: u64,
-        level: u8,
+        mut table: u64,
+        levels: u8,
         wide: bool,
-        rights: Rights,
+    ) -> Result<(Slot, Rights), Ended> {
+        let mut rights = Rights { write: true, user: true, execute: true, key: KeyRights::default() };
+        let mut level = levels;
+        loop {
+            let slot = Slot::load(memory, table, linear, level, wide);
+            if !slot.has(Entry::P) {
+                return Err(Ended::Fault(PageFaultCode::empty()));
+            }
+            let leaf = level == 1 || self.is_large(&slot);
+            if self.has_reserved_bits(&slot, leaf) {
+                return Err(Ended::Fault(PageFaultCode::PRESENT | PageFaultCode::RESERVED));
+            }
+            rights.write &= slot.has(Entry::RW);
+            rights.user &= slot.has(Entry::US);
+            rights.execute &= !(self.execute_disable && slot.has(Entry::XD));
+            if leaf {
+                return Ok((slot, rights));
+            }
+            set_flags(memory, &slot, Entry::A)?;
+            table = slot.table();
+            level -= 1;
+        }
+    }
+
+    /// Checks the access, and sets the last entry's flags. Gives the page's first byte.
+    #[inline(always)]
+    fn finish(
+        &self,
+        memory: &GuestMemory,
+        slot: Slot,
+        mut rights: Rights,
+        access: Access,
         view: View,
-        dirty: bool,
-    ) -> Translation {
-        let shift = if wide { 12 + 9 * (u32::from(level) - 1) } else { 12 + 10 * (u32::from(level) - 1) };
-        let within = (1u64 << shift) - 1;
-        let base = if wide || level == 1 {
-            entry & self.table_mask(wide)
-        } else {
-            // PSE-36: bits 13 to 20 of a 4-MiB entry are bits 32 to 39 of its address.
-            entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32
-        };
-        Translation {
-            physical: base & !within | linear & within,
-            writable: dirty && self.allows(rights, Access::Write, view),
+    ) -> Result<Translation, Ended> {
+        let key = self.key_of(&slot, &mut rights);
+        if !self.allows(rights, access, view) {
+            let mut code = PageFaultCode::PRESENT;
+            code.set(PageFaultCode::KEY, !self.key_allows(rights, access, view));
+            return Err(Ended::Fault(code));
+        }
+        let write = access == Access::Write;
+        set_flags(memory, &slot, if write { Entry::A | Entry::D } else { Entry::A })?;
+        let size_bits = size_bits(slot.level, slot.wide);
+        Ok(Translation {
+            physical: page_address(&slot) & !((1u64 << size_bits) - 1),
+            writable: (write || slot.has(Entry::D)) && self.allows(rights, Access::Write, view),
             readable: self.allows(rights, Access::Read, view),
             executable: self.allows(rights, Access::Fetch, view),
-            large: level > 1,
-        }
+            size_bits,
+            key,
+        })
     }
 
-    fn slot(memory: &GuestMemory, table: u64, linear: u64, level: u8, wide: bool) -> Slot {
-        let index = if wide {
-            (linear >> (12 + 9 * (u32::from(level) - 1)) & 0x1ff) * 8
-        } else {
-            (linear >> (12 + 10 * (u32::from(level) - 1)) & 0x3ff) * 4
-        };
-        let address = table + index;
-        // Tables where no RAM is read as all ones, as every read does that nobody answers.
-        let entry = if wide {
-            memory.load_physical::<u64>(address).unwrap_or(u64::MAX)
-        } else {
-            u64::from(memory.load_physical::<u32>(address).unwrap_or(u32::MAX))
-        };
-        Slot { entry, address, wide }
-    }
-
-    fn is_large(&self, entry: Entry, level: u8, wide: bool) -> bool {
-        entry.contains(Entry::PS)
-            && match (wide, level) {
-                (true, 2 | 3) => true,
+    fn is_large(&self, slot: &Slot) -> bool {
+        slot.has(Entry::PS)
+            && match (slot.wide, slot.level) {
+                (true, 2) => true,
+                (true, 3) => self.huge_pages,
                 (false, 2) => self.page_size_extension,
                 _ => false,
             }
     }
 
-    fn has_reserved_bits(&self, entry: u64, level: u8, leaf: bool, wide: bool) -> bool {
-        if !wide {
-            return leaf && level == 2 && entry & 1 << 21 != 0;
+    fn has_reserved_bits(&self, slot: &Slot, leaf: bool) -> bool {
+        if !slot.wide {
+            return leaf && slot.level == 2 && slot.entry & self.reserved_4m != 0;
         }
         let mut reserved = self.reserved;
         if !self.execute_disable {
@@ -257,53 +214,42 @@ impl Paging {
         if self.format == Format::Pae {
             reserved |= 0x7ff0_0000_0000_0000;
         }
-        if leaf && level > 1 {
+        if slot.level > 1 && leaf {
             // Bit 12 is PAT; those up to the page's size must be zero.
-            reserved |= (1u64 << (12 + 9 * (u32::from(level) - 1))) - 1 & !0x1fff;
-        }
-        if level >= 4 {
+            reserved |= (1u64 << size_bits(slot.level, true)) - 1 & !0x1fff;
+        } else if slot.level >= 3 {
             reserved |= Entry::PS.bits();
         }
-        entry & reserved != 0
+        slot.entry & reserved != 0
     }
 
-    fn table_mask(&self, wide: bool) -> u64 {
-        if wide { x86::paging::ADDRESS_MASK } else { 0xffff_f000 }
-    }
-
-    /// The rights of a leaf's protection key: supervisor pages of 4-level and 5-level paging have some with CR4.PKS.
-    fn key_rights(&self, entry: u64, user: bool) -> KeyRights {
-        match (self.format, self.supervisor_keys) {
-            (Format::Levels(_), Some(keys)) if !user => {
-                let rights = keys >> (2 * (entry >> 59 & 15));
-                KeyRights { access_disabled: rights & 1 != 0, write_disabled: rights & 2 != 0 }
+    /// The protection key of the page, where a register says what it allows, with the rights that it gives: pages of
+    /// 4-level and 5-level paging have keys.
+    fn key_of(&self, slot: &Slot, rights: &mut Rights) -> u8 {
+        let register = if rights.user { self.keys.user } else { self.keys.supervisor };
+        match (self.format, register) {
+            (Format::Levels(_), Some(register)) => {
+                let key = (slot.entry >> 59 & 15) as u8;
+                rights.key = KeyRights::new(register, key);
+                key
             }
-            _ => KeyRights::default(),
+            _ => 0,
         }
     }
 
-    fn key_allows(&self, rights: Rights, access: Access) -> bool {
-        match access {
-            Access::Read => !rights.key.access_disabled,
-            Access::Write => {
-                let write_disabled = rights.key.write_disabled && self.write_protect;
-                !(rights.key.access_disabled || write_disabled)
-            }
-            Access::Fetch => true,
-        }
+    fn key_allows(&self, rights: Rights, access: Access, view: View) -> bool {
+        rights.key.allow(access, view.is_user() || self.write_protect)
     }
 
     fn allows(&self, rights: Rights, access: Access, view: View) -> bool {
         let user_view = view.is_user();
-        if user_view && !rights.user || !self.key_allows(rights, access) {
+        if user_view && !rights.user || !self.key_allows(rights, access, view) {
             return false;
         }
+        let guarded = rights.user && view == View::Supervisor && self.smap;
         match access {
-            Access::Read => user_view || !(rights.user && view == View::Supervisor && self.smap),
-            Access::Write => {
-                (rights.write || !user_view && !self.write_protect)
-                    && (user_view || !(rights.user && view == View::Supervisor && self.smap))
-            }
+            Access::Read => !guarded,
+            Access::Write => !guarded && (rights.write || !user_view && !self.write_protect),
             Access::Fetch => rights.execute && (user_view || !(rights.user && self.smep)),
         }
     }
@@ -318,18 +264,36 @@ impl Paging {
     }
 }
 
-/// Sets flags in an entry. Gives whether the entry was still the same: if not, the walk starts over.
-fn set_flags(memory: &GuestMemory, slot: &Slot, flags: Entry) -> bool {
-    let wanted = slot.entry | flags.bits();
-    if wanted == slot.entry {
-        return true;
+/// Without paging, the lower 32 bits of a linear address are the physical one, and everything is allowed.
+fn untranslated(linear: u64) -> Translation {
+    let physical = linear & 0xffff_ffff;
+    Translation { physical, writable: true, readable: true, executable: true, size_bits: 12, key: 0 }
+}
+
+/// Where the page of a last entry begins, with other bits below its size.
+fn page_address(slot: &Slot) -> u64 {
+    if slot.wide || slot.level == 1 {
+        slot.table()
+    } else {
+        // PSE-36: bits 13 to 20 of a 4-MiB entry are bits 32 to 39 of its address.
+        slot.entry & 0xffc0_0000 | (slot.entry >> 13 & 0xff) << 32
     }
-    let Some(location) = memory.locate(slot.address).filter(|l| !l.read_only) else { return true };
+}
+
+/// Sets flags in an entry, unless it has changed.
+#[inline(always)]
+fn set_flags(memory: &GuestMemory, slot: &Slot, flags: Entry) -> Result<(), Ended> {
+    let wanted = slot.entry | flags.bits();
+    if wanted == slot.entry { Ok(()) } else { exchange(memory, slot, wanted) }
+}
+
+fn exchange(memory: &GuestMemory, slot: &Slot, wanted: u64) -> Result<(), Ended> {
+    let Some(location) = memory.locate(slot.address).filter(|l| !l.read_only) else { return Ok(()) };
     let same = if slot.wide {
         memory.compare_exchange(location.offset, slot.entry, wanted) == slot.entry
     } else {
         memory.compare_exchange(location.offset, slot.entry as u32, wanted as u32) == slot.entry as u32
     };
     memory.marks().written(location.offset);
-    same
+    if same { Ok(()) } else { Err(Ended::Changed) }
 }

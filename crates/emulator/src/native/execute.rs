@@ -218,7 +218,7 @@ fn through_copy(
     let touched = operand.touched(&cpu.vector);
     let bytes = (0..size.min(64) as u64).filter(|at| touched >> at & 1 != 0);
     if let Some(bad) =
-        bytes.map(|at| linear.wrapping_add(at) & mask).find(|&at| !cpu.mmu.paging.is_canonical(at))
+        bytes.map(|at| linear.wrapping_add(at) & mask).find(|&at| !cpu.mmu.paging.is_data_canonical(at))
     {
         // Before any of it is looked up.
         return Err(cpu.raise(Exception { address: bad, ..Exception::gp(0) }));

@@ -35,6 +35,8 @@ pub struct VectorRegisters {
     pub(super) mxcsr: u32,
     /// What stubs put back for Rust code.
     pub(super) host_mxcsr: u32,
+    /// PKRU: XSAVE manages it with the registers, though no stub knows it. Change it through `Cpu::write_pkru`.
+    pub(crate) pkru: u32,
 }
 
 /// A value for MXCSR with reserved bits set: #GP for the instruction that loads it.
@@ -58,11 +60,14 @@ pub enum Component {
     ZmmHi256 = 6,
     /// ZMM16 to ZMM31.
     Hi16Zmm = 7,
+    /// The rights of user pages' protection keys.
+    Pkru = 9,
 }
 
 impl Component {
     /// All of them, in the order of their bits.
-    pub const ALL: [Self; 6] = [Self::X87, Self::Sse, Self::Avx, Self::Opmask, Self::ZmmHi256, Self::Hi16Zmm];
+    pub const ALL: [Self; 7] =
+        [Self::X87, Self::Sse, Self::Avx, Self::Opmask, Self::ZmmHi256, Self::Hi16Zmm, Self::Pkru];
 
     /// Its bit in XCR0 and XSTATE_BV.
     pub const fn bit(self) -> Xcr0 {
@@ -78,6 +83,7 @@ impl Component {
             Self::Opmask => 1088,
             Self::ZmmHi256 => 1152,
             Self::Hi16Zmm => 1664,
+            Self::Pkru => 2688,
         }
     }
 
@@ -89,6 +95,7 @@ impl Component {
             Self::Opmask => 64,
             Self::ZmmHi256 => 512,
             Self::Hi16Zmm => 1024,
+            Self::Pkru => 8,
         }
     }
 }
@@ -107,6 +114,7 @@ impl VectorRegisters {
             x87: [0; 512],
             mxcsr: MXCSR_RESET,
             host_mxcsr: MXCSR_RESET,
+            pkru: 0,
         };
         state.init_component(Component::X87);
         state
@@ -117,9 +125,9 @@ impl VectorRegisters {
     pub fn from_state(state: &VectorState) -> Self {
         let area = &state.0[..];
         let mut this = Self::reset();
-        let present = area[XSTATE_BV];
+        let present = Xcr0::from_bits_retain(u64::from(read_u32(area, XSTATE_BV)));
         for component in Component::ALL {
-            if present & component.bit().bits() as u8 != 0 {
+            if present.contains(component.bit()) {
                 this.load_component(component, &area[component.offset()..]);
             }
         }
@@ -127,7 +135,7 @@ impl VectorRegisters {
         this
     }
 
-    /// To the engines' common form. PKRU, which follows these registers there, is zero.
+    /// To the engines' common form.
     pub fn to_state(&self) -> VectorState {
         let mut state = VectorState::default();
         let area = &mut state.0[..];
@@ -135,8 +143,8 @@ impl VectorRegisters {
             self.save_component(component, &mut area[component.offset()..]);
         }
         area[IMAGE_MXCSR..IMAGE_MXCSR + 8].copy_from_slice(&self.mxcsr_field());
-        area[XSTATE_BV] =
-            self.in_use().bits() as u8 | (Component::X87.bit() | Component::Sse.bit()).bits() as u8;
+        let present = self.in_use() | Component::X87.bit() | Component::Sse.bit();
+        area[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&present.bits().to_le_bytes());
         state
     }
 
@@ -172,6 +180,7 @@ impl VectorRegisters {
         used.set(Component::Opmask.bit(), self.k != [0; 8]);
         used.set(Component::ZmmHi256.bit(), low.iter().any(|z| z[32..] != [0; 32]));
         used.set(Component::Hi16Zmm.bit(), self.zmm[16..].iter().any(|z| *z != [0; 64]));
+        used.set(Component::Pkru.bit(), self.pkru != 0);
         used
     }
 
@@ -189,6 +198,7 @@ impl VectorRegisters {
                     bytes.copy_from_slice(&mask.to_le_bytes());
                 }
             }
+            Component::Pkru => area.copy_from_slice(&u64::from(self.pkru).to_le_bytes()),
             _ => {
                 let (registers, part) = slices(component);
                 for (bytes, zmm) in area.chunks_exact_mut(part.len()).zip(&self.zmm[registers]) {
@@ -213,6 +223,7 @@ impl VectorRegisters {
                     *mask = u64::from_le_bytes(*bytes);
                 }
             }
+            Component::Pkru => self.pkru = read_u32(area, 0),
             _ => {
                 let (registers, part) = slices(component);
                 for (bytes, zmm) in area.chunks_exact(part.len()).zip(&mut self.zmm[registers]) {
@@ -230,6 +241,7 @@ impl VectorRegisters {
                 self.x87[..2].copy_from_slice(&0x037fu16.to_le_bytes());
             }
             Component::Opmask => self.k = [0; 8],
+            Component::Pkru => self.pkru = 0,
             _ => {
                 let (registers, part) = slices(component);
                 self.zmm[registers].iter_mut().for_each(|zmm| zmm[part.clone()].fill(0));
@@ -318,6 +330,7 @@ mod tests {
         registers.x87[..2].copy_from_slice(&0x0f7fu16.to_le_bytes());
         registers.x87[32..42].fill(0x5a);
         registers.set_mxcsr(0x9fc0).unwrap();
+        registers.pkru = 0x5555_5554;
         assert_eq!(VectorRegisters::from_state(&registers.to_state()), registers);
     }
 

@@ -1,4 +1,4 @@
-//! The child: maps the pages at their addresses, shuts itself in, and executes cases in its signal handler.
+//! The child: maps the pages at their addresses, shuts itself in, and executes cases.
 //!
 //! After [`run`] has begun, the FS register is the cases': nothing here may use thread-local storage, which the C
 //! library's wrappers of system calls do. The mappings of libraries and stack lie above 4 GiB, out of reach of 16- and
@@ -11,25 +11,24 @@ use std::sync::atomic::Ordering;
 
 use engine::XSAVE_AREA_SIZE;
 
+use super::switch::{self, FRAME};
 use super::{OracleError, Shared};
-use crate::case::{COMPLETED, Case, Outcome, Trap, WINDOW};
-use crate::layout::{self, ARENA, ARENA_LEN, CODE, CODE_AT, FILLER, Kind, LDT, PAGE};
+use crate::case::{COMPLETED, Case, Outcome, TIMED_OUT, Trap, WINDOW};
+use crate::layout::{self, ARENA, ARENA_LEN, CODE, CODE_AT, EXIT, FILLER, Kind, LDT, PAGE};
 
 /// The trap flag.
 const TF: u64 = 1 << 8;
 /// Flags that a case brings: arithmetic, DF, AC.
 const CASE_FLAGS: u64 = 0x4_0cd5;
-/// In `uc_flags`: SS is restored exactly as it stands.
-const STRICT_SS: u64 = 0x4 | 0x2;
-/// Where the kernel's own part of the FXSAVE image begins.
-const LEGACY_END: usize = 416;
+/// Microseconds of the processor's time in which a case comes back.
+const PATIENCE: libc::suseconds_t = 50_000;
 /// Where the XSAVE header begins.
 const HEADER: usize = 512;
 /// Bytes of the signal stack.
 const STACK: usize = 256 << 10;
 
 const SIGNALS: [i32; 6] =
-    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGSYS];
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGFPE, libc::SIGILL, libc::SIGPROF];
 
 /// What the child needs and the parent can make without a risk.
 pub struct Setup {
@@ -51,7 +50,7 @@ impl Setup {
         let (components, leaf) = unsafe { (xcr0(), x86_64::__cpuid_count(0xd, 0)) };
         Ok(Self {
             pristine: layout::pristine(),
-            code: vec![FILLER; PAGE],
+            code: layout::code_page(),
             stack: vec![0; STACK],
             components: components & 0xe7,
             area_len: (leaf.ebx as usize).min(XSAVE_AREA_SIZE),
@@ -73,8 +72,14 @@ struct State {
     pristine: *const u8,
     components: u64,
     area_len: usize,
-    slot: usize,
-    index: usize,
+    /// Bytes of code and of what leaves it, in the page of code.
+    code_len: usize,
+    /// Vector, error code and CR2 of the last signal.
+    trapped: (u8, u64, u64),
+    /// Cases done, and how many it were when the clock was last looked at.
+    done: u64,
+    seen: u64,
+    /// Within a case.
     running: bool,
 }
 
@@ -84,8 +89,10 @@ static mut STATE: State = State {
     pristine: null(),
     components: 0,
     area_len: 0,
-    slot: 0,
-    index: 0,
+    code_len: 0,
+    trapped: (0, 0, 0),
+    done: 0,
+    seen: 0,
     running: false,
 };
 
@@ -105,8 +112,8 @@ pub fn run(setup: Setup, shared: *mut Shared) -> ! {
         if !set_ldt() || !catch_signals(&setup) || !shut_in() {
             libc::_exit(101);
         }
-        asm!("int3");
-        libc::abort()
+        FRAME.components = setup.components;
+        serve(state)
     }
 }
 
@@ -132,7 +139,8 @@ unsafe fn map_pages(setup: &Setup) -> Option<*mut u8> {
         let ok = alias != libc::MAP_FAILED
             && map(ARENA, 2 * PAGE, rw, 0)
             && map(ARENA + 2 * PAGE as u64, PAGE, libc::PROT_READ, 2 * PAGE)
-            && map(CODE, PAGE, read_execute, ARENA_LEN);
+            && map(CODE, PAGE, read_execute, ARENA_LEN)
+            && map_exit();
         if !ok {
             return None;
         }
@@ -140,6 +148,28 @@ unsafe fn map_pages(setup: &Setup) -> Option<*mut u8> {
         alias.copy_from_nonoverlapping(setup.pristine.as_ptr(), ARENA_LEN);
         alias.add(ARENA_LEN).copy_from_nonoverlapping(setup.code.as_ptr(), PAGE);
         Some(alias)
+    }
+}
+
+/// Maps the page where cases leave to, and those that they are entered from.
+unsafe fn map_exit() -> bool {
+    let map = |address: u64| {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
+        let rights = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping that refuses to replace anything.
+        let at = unsafe { libc::mmap(address as *mut _, PAGE, rights, flags, -1, 0) };
+        (at as u64 == address).then_some(at)
+    };
+    if !layout::UPPER_HALVES.iter().all(|&upper| map(layout::entry_stack(upper)).is_some()) {
+        return false;
+    }
+    // SAFETY: the new page; the code is JMP to the address behind it.
+    unsafe {
+        let Some(at) = map(EXIT) else { return false };
+        let at = at.cast::<u8>();
+        at.copy_from_nonoverlapping([0xff, 0x25, 0, 0, 0, 0].as_ptr(), 6);
+        at.add(6).cast::<u64>().write_unaligned(switch::leave as *const () as u64);
+        libc::mprotect(at.cast(), PAGE, libc::PROT_READ | libc::PROT_EXEC) == 0
     }
 }
 
@@ -177,9 +207,12 @@ unsafe fn catch_signals(setup: &Setup) -> bool {
         let stack =
             libc::stack_t { ss_sp: setup.stack.as_ptr() as *mut _, ss_flags: 0, ss_size: setup.stack.len() };
         let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_signal as *const () as usize;
+        action.sa_sigaction = switch::on_signal as *const () as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+        let tick = libc::timeval { tv_sec: 0, tv_usec: PATIENCE };
+        let clock = libc::itimerval { it_interval: tick, it_value: tick };
         libc::sigaltstack(&stack, null_mut()) == 0
+            && libc::syscall(libc::SYS_setitimer, libc::ITIMER_PROF, &clock, 0) == 0
             && SIGNALS.iter().all(|&signal| libc::sigaction(signal, &action, null_mut()) == 0)
     }
 }
@@ -208,43 +241,75 @@ unsafe fn shut_in() -> bool {
     }
 }
 
+/// What came by a signal: to [`FRAME`] with it, and out of the case.
+///
+/// # Safety
+/// The kernel's call of a handler, by way of [`switch::on_signal`].
 #[allow(clippy::deref_addrof)] // Any other way to the one static is a lint as well.
-unsafe extern "C" fn on_signal(_: i32, _: *const libc::siginfo_t, context: *mut libc::c_void) {
-    // SAFETY: one thread, and no signal comes while this runs; the kernel gives the context.
+pub unsafe extern "C" fn on_signal(number: i32, _: *const libc::siginfo_t, context: *const libc::ucontext_t) {
+    // SAFETY: one thread, whose loop waits for `enter` to return; the kernel gives the context. The vector area is as
+    // long as the host's XSAVE writes.
     unsafe {
-        let state = &mut *(&raw mut STATE);
-        let context = &mut *context.cast::<libc::ucontext_t>();
-        if state.running {
-            let slot = &raw mut (*state.shared).slots[state.slot];
-            let (case, outcome) = (&(*slot).cases[state.index], &mut (*slot).outcomes[state.index]);
-            record(state, case, context, outcome);
-            state.index += 1;
+        let (state, frame) = (&mut *(&raw mut STATE), &mut *(&raw mut FRAME));
+        let registers = &(*context).uc_mcontext;
+        let get = |register: i32| registers.gregs[register as usize] as u64;
+        let mut vector = get(libc::REG_TRAPNO) as u8;
+        if number == libc::SIGPROF {
+            let seen = std::mem::replace(&mut state.seen, state.done);
+            if !state.running || seen != state.done {
+                return;
+            }
+            vector = TIMED_OUT;
         }
-        let case = next_case(state);
-        load(state, case, context);
-        state.running = true;
+        if !state.running {
+            libc::_exit(102);
+        }
+        for (value, at) in frame.gprs.iter_mut().zip(GPRS) {
+            *value = get(at);
+        }
+        let segments = get(libc::REG_CSGSFS);
+        (frame.rip, frame.rflags) = (get(libc::REG_RIP), get(libc::REG_EFL));
+        (frame.code, frame.stack) = (segments & 0xffff, segments >> 48);
+        state.trapped = (vector, get(libc::REG_ERR), get(libc::REG_CR2));
+        if !frame.saved.is_null() {
+            frame.saved.copy_from_nonoverlapping(registers.fpregs.cast::<u8>(), state.area_len);
+        }
+        switch::resume()
     }
 }
 
-/// The next case; waits for a batch where there is none.
-unsafe fn next_case(state: &mut State) -> &'static Case {
+/// Executes one batch of cases after another.
+unsafe fn serve(state: *mut State) -> ! {
     // SAFETY: shared memory; the slot is the child's while `submitted` is 1.
     unsafe {
-        loop {
-            let slot = &raw mut (*state.shared).slots[state.slot];
+        let shared = (*state).shared;
+        for number in (0..2).cycle() {
+            let slot = &raw mut (*shared).slots[number];
             let submitted = &(*slot).submitted;
             while submitted.load(Ordering::Acquire) == 0 {
                 futex(submitted.as_ptr(), libc::FUTEX_WAIT, 0);
             }
-            if state.index < (*slot).count as usize {
-                (*state.shared).current.store(state.index as u32, Ordering::Relaxed);
-                return &(*slot).cases[state.index];
+            for index in 0..((*slot).count as usize).min(super::BATCH) {
+                (*shared).current.store(index as u32, Ordering::Relaxed);
+                execute(state, &mut (*slot).cases[index], &mut (*slot).outcomes[index]);
             }
             submitted.store(0, Ordering::Release);
             futex(submitted.as_ptr(), libc::FUTEX_WAKE, 1);
-            state.slot ^= 1;
-            state.index = 0;
         }
+    }
+    unreachable!()
+}
+
+/// Executes a case.
+unsafe fn execute(state: *mut State, case: &mut Case, outcome: &mut Outcome) {
+    // SAFETY: the handler of the signal that may come uses the same memory, but not while this does.
+    unsafe {
+        load(&mut *state, case, outcome);
+        (*state).running = true;
+        let completed = switch::enter();
+        (*state).running = false;
+        (*state).done += 1;
+        record(&*state, case, outcome, completed);
     }
 }
 
@@ -285,36 +350,29 @@ const GPRS: [i32; 16] = [
     libc::REG_R15,
 ];
 
-/// Puts the machine into a case's state, as of the return from the signal.
-unsafe fn load(state: &State, case: &Case, context: &mut libc::ucontext_t) {
-    // Flags that the return from a signal leaves as they are: NT and ID.
-    // SAFETY: the same flags as Rust code expects.
-    unsafe { asm!("push 0x202", "popfq") };
-    let registers = &mut context.uc_mcontext.gregs;
-    for (at, value) in GPRS.iter().zip(case.gprs) {
-        registers[*at as usize] = value as i64;
-    }
-    let step = if case.trap == Trap::Step { TF } else { 0 };
-    registers[libc::REG_EFL as usize] = (case.rflags & CASE_FLAGS | step | 0x202) as i64;
-    registers[libc::REG_RIP as usize] = case.mode.rip() as i64;
-    let (code, stack) = (u64::from(case.mode.code_selector()), u64::from(case.selectors[2]));
-    registers[libc::REG_CSGSFS as usize] = (code | stack << 48) as i64;
-    context.uc_flags |= STRICT_SS;
-    // SAFETY: the alias has all pages; the kernel gives the vector area; the selectors are good ones.
+/// Puts the machine into a case's state, as far as [`switch::enter`] does not.
+#[allow(clippy::deref_addrof)] // Any other way to the one static is a lint as well.
+unsafe fn load(state: &mut State, case: &mut Case, outcome: &mut Outcome) {
+    // SAFETY: the handler does not run now; the alias has all pages; the selectors are good ones.
     unsafe {
+        let frame = &mut *(&raw mut FRAME);
+        frame.gprs = case.gprs;
+        let step = if case.trap == Trap::Step { TF } else { 0 };
+        frame.rflags = case.rflags & CASE_FLAGS | step | 0x202;
+        frame.rip = case.mode.rip();
+        (frame.code, frame.stack) = (case.mode.code_selector().into(), case.selectors[2].into());
+        let narrow = case.mode != layout::Mode::Bits64 && layout::is_narrow_stack(case.selectors[2]);
+        let upper = if narrow { (case.gprs[4] >> 16) as u16 } else { 0 };
+        frame.entry = layout::entry_stack(upper) + PAGE as u64;
+        (frame.area, frame.saved) = (null(), null_mut());
+        if case.uses_vector {
+            case.area.0[HEADER..HEADER + 64].fill(0);
+            case.area.0[HEADER] = state.components as u8;
+            (frame.area, frame.saved) = (case.area.0.as_ptr(), outcome.area.0.as_mut_ptr());
+        }
         let window = state.alias.add((case.window_at as usize).min(ARENA_LEN - WINDOW));
         window.copy_from_nonoverlapping(case.window.as_ptr(), WINDOW);
-        let code = state.alias.add(ARENA_LEN + CODE_AT as usize);
-        for at in 0..32 {
-            *code.add(at) = if at < case.code().len() { case.code()[at] } else { FILLER };
-        }
-        if case.uses_vector {
-            let area = context.uc_mcontext.fpregs.cast::<u8>();
-            area.copy_from_nonoverlapping(case.area.0.as_ptr(), LEGACY_END);
-            area.add(HEADER).cast::<u64>().write(state.components);
-            let rest = HEADER + 64;
-            area.add(rest).copy_from_nonoverlapping(case.area.0.as_ptr().add(rest), state.area_len - rest);
-        }
+        put_code(state, case);
         let [es, _, _, ds, fs, gs] = case.selectors;
         asm!("mov es, {0:x}", "mov ds, {1:x}", "mov fs, {2:x}", "mov gs, {3:x}",
             in(reg) es, in(reg) ds, in(reg) fs, in(reg) gs);
@@ -324,42 +382,48 @@ unsafe fn load(state: &State, case: &Case, context: &mut libc::ucontext_t) {
     }
 }
 
-/// Takes down what an instruction did.
-unsafe fn record(state: &State, case: &Case, context: &libc::ucontext_t, outcome: &mut Outcome) {
-    let registers = &context.uc_mcontext.gregs;
-    let get = |register: i32| registers[register as usize] as u64;
-    for (value, at) in outcome.gprs.iter_mut().zip(GPRS) {
-        *value = get(at);
-    }
-    outcome.rip = get(libc::REG_RIP);
-    outcome.rflags = get(libc::REG_EFL);
-    outcome.vector = get(libc::REG_TRAPNO) as u8;
-    outcome.error = get(libc::REG_ERR);
-    outcome.cr2 = if outcome.vector == 14 { get(libc::REG_CR2) } else { 0 };
-    let done = case.mode.rip() + case.code().len() as u64;
-    match (case.trap, outcome.vector) {
-        (Trap::Step, 1) => outcome.vector = COMPLETED,
-        (Trap::Breakpoint, 3) if outcome.rip == done + 1 => {
-            outcome.vector = COMPLETED;
-            outcome.rip = done;
-        }
-        _ => {}
-    }
-    let segments = get(libc::REG_CSGSFS);
-    outcome.selectors[1] = segments as u16;
-    outcome.selectors[2] = (segments >> 48) as u16;
-    // SAFETY: the kernel gives the vector area, which is as long as the host's XSAVE writes; the alias has all pages.
+/// Writes the code, with what leaves it behind it, over the one before.
+unsafe fn put_code(state: &mut State, case: &Case) {
+    let (code, leave) = (case.code(), layout::leave(case.mode));
+    let len = code.len() + leave.len();
+    // SAFETY: the alias has all pages, and the page of code room for the longest.
     unsafe {
+        let at = state.alias.add(ARENA_LEN + CODE_AT as usize);
+        at.copy_from_nonoverlapping(code.as_ptr(), code.len());
+        at.add(code.len()).copy_from_nonoverlapping(leave.as_ptr(), leave.len());
+        if state.code_len > len {
+            at.add(len).write_bytes(FILLER, state.code_len - len);
+        }
+    }
+    state.code_len = len;
+}
+
+/// Takes down what an instruction did.
+#[allow(clippy::deref_addrof)] // Any other way to the one static is a lint as well.
+unsafe fn record(state: &State, case: &Case, outcome: &mut Outcome, completed: bool) {
+    // SAFETY: the handler does not run now; the alias has all pages.
+    unsafe {
+        let frame = &*(&raw const FRAME);
+        outcome.gprs = frame.gprs;
+        outcome.rflags = frame.rflags;
+        (outcome.vector, outcome.error, outcome.cr2) =
+            if completed || case.trap == Trap::Step && state.trapped.0 == 1 {
+                (COMPLETED, 0, 0)
+            } else {
+                state.trapped
+            };
+        if outcome.vector != 14 {
+            outcome.cr2 = 0;
+        }
+        outcome.rip = if completed { case.mode.rip() + case.code().len() as u64 } else { frame.rip };
+        outcome.selectors[1] = if completed { case.mode.code_selector() } else { frame.code as u16 };
+        outcome.selectors[2] = frame.stack as u16;
         let (es, ds, fs, gs): (u16, u16, u16, u16);
         asm!("mov {0:x}, es", "mov {1:x}, ds", "mov {2:x}, fs", "mov {3:x}, gs",
             out(reg) es, out(reg) ds, out(reg) fs, out(reg) gs);
         [outcome.selectors[0], outcome.selectors[3], outcome.selectors[4], outcome.selectors[5]] =
             [es, ds, fs, gs];
         asm!("rdfsbase {0}", "rdgsbase {1}", out(reg) outcome.bases[0], out(reg) outcome.bases[1]);
-        let area = context.uc_mcontext.fpregs.cast::<u8>();
-        if case.uses_vector {
-            area.copy_to_nonoverlapping(outcome.area.0.as_mut_ptr(), state.area_len);
-        }
         let data = std::slice::from_raw_parts_mut(state.alias, ARENA_LEN);
         let pristine = std::slice::from_raw_parts(state.pristine, ARENA_LEN);
         outcome.take_lines(case, data, pristine);

@@ -1,12 +1,13 @@
 //! The host's processor as the oracle: a sandboxed child process executes one instruction after another.
 //!
-//! The child sets a case's whole state by returning from a signal, and gets it back by the signal that the instruction
-//! raises, or the trap behind it. Between cases it never leaves its signal handler; the only system calls that it may
-//! make are the return from a signal and the wait for more cases.
+//! The child loads a case's whole state and jumps there; a jump behind the code leads back, or the signal that the code
+//! raises. One that does not come back is given up. The only system calls that the child may make are the wait for more
+//! cases and the return from the signal of its clock.
 #![allow(unsafe_code)] // Shared memory, fork and wait.
 
 mod child;
 mod memory;
+mod switch;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

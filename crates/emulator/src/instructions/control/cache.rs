@@ -29,7 +29,7 @@ pub fn invpcid(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
         return Err(cpu.gp0());
     }
     match kind {
-        0 if !cpu.mmu.paging.is_canonical(address) => return Err(cpu.gp0()),
+        0 if !cpu.is_canonical_for_registers(address) => return Err(cpu.gp0()),
         0 if pcid == current_pcid(cpu) => cpu.mmu.tlb.invalidate_page(address),
         0 | 1 => cpu.mmu.tlb.flush_pcid(pcid),
         _ => cpu.mmu.tlb.flush_all(),

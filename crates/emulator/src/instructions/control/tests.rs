@@ -83,7 +83,7 @@ fn process_contexts_want_long_mode_and_context_zero() {
 #[test]
 fn cr4_has_no_bits_of_absent_features() {
     let mut cpu = long();
-    for bit in [Cr4::VMXE, Cr4::SMXE, Cr4::CET, Cr4::PKE] {
+    for bit in [Cr4::VMXE, Cr4::SMXE, Cr4::CET] {
         let value = (cpu.cr4 | bit).bits();
         assert_eq!(with_rax(&mut cpu, value, &MOV_CR4_RAX), Err(Exception::gp(0)), "{bit:?}");
     }
@@ -302,6 +302,109 @@ fn supervisor_pages_obey_their_protection_key() {
     cpu.write_msr(PKRS, 3 << 8).unwrap();
     assert_eq!(try_both(&mut cpu), (None, None), "another key");
     assert!(cpu.write_msr(PKRS, 1 << 32).is_err());
+}
+
+const RDPKRU: [u8; 3] = [0x0f, 0x01, 0xee];
+const WRPKRU: [u8; 3] = [0x0f, 0x01, 0xef];
+
+#[test]
+fn pkru_is_read_and_written_where_cr4_allows_it_and_the_other_registers_are_zero() {
+    let mut cpu = long();
+    for bytes in [RDPKRU, WRPKRU] {
+        assert_eq!(run(&mut cpu, &bytes), Err(Exception::ud()), "without CR4.PKE");
+    }
+    let with_keys = (cpu.cr4 | Cr4::PKE).bits();
+    with_rax(&mut cpu, with_keys, &MOV_CR4_RAX).unwrap();
+    to_user(&mut cpu);
+    let set =
+        |cpu: &mut Cpu, rax, rcx, rdx| [(0, rax), (1, rcx), (2, rdx)].map(|(r, v)| cpu.registers.set(r, v));
+    let high = 0xffff_ffff << 32;
+    set(&mut cpu, high | 0x5555_5554, high, high);
+    run(&mut cpu, &WRPKRU).unwrap();
+    set(&mut cpu, u64::MAX, high, u64::MAX);
+    run(&mut cpu, &RDPKRU).unwrap();
+    assert_eq!((cpu.registers.get(0), cpu.registers.get(2)), (0x5555_5554, 0));
+    for (rcx, rdx, bytes) in [(1, 0, RDPKRU), (1, 0, WRPKRU), (0, 1, WRPKRU)] {
+        set(&mut cpu, 0, rcx, rdx);
+        assert_eq!(run(&mut cpu, &bytes), Err(Exception::gp(0)), "{rcx} {rdx} {bytes:x?}");
+    }
+    assert_eq!(cpu.vector.pkru, 0x5555_5554);
+}
+
+#[test]
+fn programs_pages_obey_their_protection_key_at_every_privilege() {
+    let mut cpu = long();
+    // The page from 2 MiB on has key 3; it may not be written, but for CR0.WP.
+    put(&cpu, TABLES + 0x2008, 0x20_0085u64 | 3 << 59);
+    cpu.cr4.insert(Cr4::PKE);
+    cpu.update_paging();
+    let address = 0x20_1000;
+    let codes = |cpu: &mut Cpu| {
+        let read = cpu.load_linear::<u8>(address).is_err().then(|| cpu_fault(cpu)).flatten();
+        let write = cpu.store_linear(address, 1u8).is_err().then(|| cpu_fault(cpu)).flatten();
+        (read, write)
+    };
+    let pkru = |cpu: &mut Cpu, value| {
+        cpu.registers.set(1, 0);
+        cpu.registers.set(2, 0);
+        with_rax(cpu, value, &WRPKRU).unwrap();
+    };
+    pkru(&mut cpu, 3 << 6);
+    assert_eq!(codes(&mut cpu), (Some(0x21), Some(0x23)));
+    pkru(&mut cpu, 2 << 6);
+    assert_eq!(codes(&mut cpu), (None, Some(0x23)));
+    pkru(&mut cpu, !(3 << 6) & 0xffff_fffc);
+    assert_eq!(codes(&mut cpu), (None, Some(3)), "other keys; the entry alone forbids it");
+    let unprotected = (cpu.cr0 - Cr0::WP).bits();
+    with_rax(&mut cpu, unprotected, &MOV_CR0_RAX).unwrap();
+    pkru(&mut cpu, 2 << 6);
+    assert_eq!(codes(&mut cpu), (None, None), "CR0.WP is clear");
+    pkru(&mut cpu, 1 << 6);
+    assert_eq!(codes(&mut cpu), (Some(0x21), Some(0x23)), "but all accesses are disabled");
+    pkru(&mut cpu, 2 << 6);
+    to_user(&mut cpu);
+    assert_eq!(codes(&mut cpu), (None, Some(0x27)));
+    assert!(cpu.target(cpu.mmu.view, address, crate::mmu::Access::Fetch).is_ok(), "fetches have no keys");
+}
+
+#[test]
+fn tagged_pointers_reach_data_where_masking_is_on_and_nothing_else() {
+    let mut cpu = long();
+    put(&cpu, 0x5000, 0x77u8);
+    let tagged = 0x2a << 57 | 0x5000u64;
+    let with = |cpu: &mut Cpu, bits: u64| with_rax(cpu, TABLES | bits, &MOV_CR3_RAX);
+    assert!(cpu.load_linear::<u8>(tagged).is_err());
+    with(&mut cpu, 1 << 61).unwrap();
+    assert_eq!(cpu.cr3, TABLES | 1 << 61);
+    assert_eq!(cpu.load_linear::<u8>(tagged), Ok(0x77));
+    assert_eq!(cpu.load_linear::<u8>(1 << 48 | 0x5000).is_ok(), false, "bit 48 is no tag");
+    cpu.store_linear(tagged | 0xffe, 0x1122_3344u32).unwrap();
+    assert_eq!(get::<u32>(&cpu, 0x5ffe), 0x1122_3344, "across the page");
+    with(&mut cpu, 1 << 62).unwrap();
+    assert_eq!(cpu.load_linear::<u8>(1 << 48 | 0x5000), Ok(0x77));
+    // A page fault tells the address without the tag.
+    assert!(cpu.load_linear::<u8>(tagged | 1 << 32).is_err());
+    assert_eq!(cpu.fault.take().map(|f| (f.vector, f.address)), Some((Vector::PageFault, 0x5000 | 1 << 32)));
+    // Jumps and fetches know no tags, and INVLPG of a tagged address does nothing.
+    cpu.registers.set(0, 0x2a << 57 | CODE);
+    assert_eq!(run(&mut cpu, &[0xff, 0xe0]), Err(Exception::gp(0)));
+    cpu.registers.set(0, tagged);
+    assert!(cpu.mmu.tlb.holds(cpu.mmu.view, 0x5000, crate::mmu::Access::Read));
+    run(&mut cpu, &[0x0f, 0x01, 0x38]).unwrap();
+    assert!(cpu.mmu.tlb.holds(cpu.mmu.view, 0x5000, crate::mmu::Access::Read));
+    // Supervisor pointers are CR4's.
+    let supervisor = 0xaa00_8000_0000_0000;
+    assert!(cpu.load_linear::<u8>(supervisor).is_err());
+    assert_eq!(cpu.fault.take().map(|f| f.vector), Some(Vector::GeneralProtection));
+    let masked = (cpu.cr4 | Cr4::LAM_SUP).bits();
+    with_rax(&mut cpu, masked, &MOV_CR4_RAX).unwrap();
+    assert!(cpu.load_linear::<u8>(supervisor).is_err());
+    assert_eq!(
+        cpu.fault.take().map(|f| (f.vector, f.address)),
+        Some((Vector::PageFault, 0xffff_8000_0000_0000))
+    );
+    cpu.wires = wires_for("host,-lam");
+    assert_eq!(with(&mut cpu, 1 << 61), Err(Exception::gp(0)), "a reserved bit of CR3");
 }
 
 #[test]

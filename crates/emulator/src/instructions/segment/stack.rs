@@ -91,7 +91,7 @@ impl Stack {
     fn linear(&self, cpu: &mut Cpu, pointer: u64, size: u8) -> Result<u64, Stop> {
         let last = pointer.wrapping_add(u64::from(size) - 1);
         if self.mask == u64::MAX {
-            if cpu.mmu.paging.is_canonical(pointer) && cpu.mmu.paging.is_canonical(last) {
+            if cpu.mmu.paging.is_data_canonical(pointer) && cpu.mmu.paging.is_data_canonical(last) {
                 return Ok(pointer);
             }
         } else if in_limit(&self.segment, pointer, last) {
@@ -113,9 +113,11 @@ fn in_limit(segment: &Segment, first: u64, last: u64) -> bool {
     last <= limit
 }
 
-/// The rights of explicit accesses at a privilege level.
+/// The rights of accesses at a privilege level. While a program still runs they are implicit, and its RFLAGS.AC does not
+/// count. SDM vol. 3, *Access Rights*.
 fn view(cpu: &Cpu, cpl: u8) -> View {
-    match (cpl == 3, cpu.system_flags.contains(Flags::AC) || !cpu.mmu.paging.smap) {
+    let explicit = cpu.cpl() < 3 && cpu.system_flags.contains(Flags::AC);
+    match (cpl == 3, explicit || !cpu.mmu.paging.smap) {
         (true, _) => View::User,
         (false, true) => View::SupervisorUnguarded,
         (false, false) => View::Supervisor,

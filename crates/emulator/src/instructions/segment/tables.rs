@@ -34,7 +34,7 @@ fn load_table(cpu: &mut Cpu, insn: &Insn) -> Result<TableRegister, Stop> {
     let limit = cpu.load_linear::<u16>(linear)?;
     let at = cpu.linear_after(linear, 2);
     let base = if long { cpu.load_linear::<u64>(at)? } else { u64::from(cpu.load_linear::<u32>(at)?) };
-    if long && !cpu.mmu.paging.is_canonical(base) {
+    if long && !cpu.is_canonical_for_registers(base) {
         return Err(cpu.gp0());
     }
     let base = if !long && insn.size == 2 { base & 0xff_ffff } else { base };
@@ -96,7 +96,7 @@ fn system_segment(
     }
     let segment = descriptor.segment(selector);
     let base = segment.base | high << 32;
-    if !cpu.mmu.paging.is_canonical(base) {
+    if !cpu.is_canonical_for_registers(base) {
         return Err(cpu.selector_fault(Vector::GeneralProtection, selector));
     }
     Ok((found, Segment { base, ..segment }))

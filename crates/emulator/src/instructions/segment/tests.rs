@@ -121,6 +121,12 @@ fn table_registers_go_to_memory_and_back() {
     put(&cpu, 0x5002, 0xffff_8000_0000_1000u64);
     run(&mut cpu, &[0x0f, 0x01, 0x10]).unwrap();
     assert_eq!(cpu.gdtr.base, 0xffff_8000_0000_1000);
+    // The processor's widest addresses count, whichever are in use: bases are moved before 5-level paging is on.
+    put(&cpu, 0x5002, 0x0000_8000_0000_1000u64);
+    run(&mut cpu, &[0x0f, 0x01, 0x10]).unwrap();
+    put(&cpu, 0x5002, 0x0100_0000_0000_1000u64);
+    assert_eq!(run(&mut cpu, &[0x0f, 0x01, 0x10]), Err(Exception::gp(0)));
+    cpu.wires = wires_for("host,-la57");
     put(&cpu, 0x5002, 0x0000_8000_0000_1000u64);
     assert_eq!(run(&mut cpu, &[0x0f, 0x01, 0x10]), Err(Exception::gp(0)));
 }
@@ -220,7 +226,7 @@ fn programs_set_their_bases_where_cr4_allows_it() {
     cpu.cr4.insert(Cr4::FSGSBASE);
     run(&mut cpu, &wrfsbase).unwrap();
     assert_eq!(cpu.bases[4], 0x7fff_0000_0000);
-    cpu.registers.set(0, 0x8000_0000_0000);
+    cpu.registers.set(0, 1 << 56);
     assert_eq!(run(&mut cpu, &wrfsbase), Err(Exception::gp(0)));
 }
 

@@ -19,8 +19,9 @@ const FXRSTOR: [u8; 3] = [0x0f, 0xae, 0x0b];
 fn prepared() -> Cpu {
     let mut cpu = long();
     cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE;
-    let states = cpu.wires.model.xsave_states().bits();
-    cpu.write_xcr0(states).unwrap();
+    // The host that all of it is compared with may have no protection keys; they have a test of their own.
+    let states = cpu.wires.model.xsave_states() - Xcr0::PKRU;
+    cpu.write_xcr0(states.bits()).unwrap();
     request(&mut cpu, u64::MAX);
     cpu.registers.set(3, AREA);
     cpu
@@ -110,6 +111,34 @@ fn a_standard_area_is_what_the_host_makes_of_it() {
     other.memory.write_bytes(AREA, &area);
     run(&mut other, &XRSTOR).unwrap();
     assert!(other.vector == cpu.vector);
+}
+
+#[test]
+fn the_rights_of_protection_keys_are_saved_and_restored() {
+    let mut cpu = prepared();
+    cpu.cr4.insert(Cr4::PKE);
+    cpu.update_paging();
+    let states = cpu.wires.model.xsave_states();
+    cpu.write_xcr0(states.bits()).unwrap();
+    let (rights, bit) = (0x5555_5554, 1u64 << 9);
+    for (save, at) in [(&XSAVE, 2688), (&XSAVEOPT, 2688), (&XSAVEC, 576)] {
+        cpu.memory.write_bytes(AREA, &[0xff; LARGEST]);
+        cpu.memory.write_bytes(AREA + 512, &[0; 64]);
+        cpu.write_pkru(rights);
+        request(&mut cpu, bit);
+        run(&mut cpu, save).unwrap();
+        assert_eq!((get::<u64>(&cpu, AREA + at), get::<u64>(&cpu, AREA + 512)), (u64::from(rights), bit));
+        cpu.write_pkru(0);
+        run(&mut cpu, &XRSTOR).unwrap();
+        assert_eq!((cpu.vector.pkru, cpu.mmu.paging.keys.user), (rights, Some(rights)), "they count at once");
+    }
+    // In its initial configuration it is not in the area, and restoring it from there clears it.
+    cpu.write_pkru(0);
+    run(&mut cpu, &XSAVEC).unwrap();
+    assert_eq!(get::<u64>(&cpu, AREA + 512), 0);
+    cpu.write_pkru(rights);
+    run(&mut cpu, &XRSTOR).unwrap();
+    assert_eq!(cpu.vector.pkru, 0);
 }
 
 #[test]

@@ -1,0 +1,47 @@
+//! The oracle itself: what it executes, and what it gets back.
+
+use isa_fuzz::Mode;
+use isa_fuzz::case::{COMPLETED, Case, TIMED_OUT, Trap};
+use isa_fuzz::layout;
+use isa_fuzz::oracle::Oracle;
+
+fn case(mode: Mode, code: &[u8]) -> Case {
+    let mut case = Case { mode, trap: Trap::Exit, len: code.len() as u16, ..Case::default() };
+    case.bytes[..code.len()].copy_from_slice(code);
+    case.selectors = [layout::USER_DATA; 6];
+    case
+}
+
+#[test]
+fn several_instructions_run_and_come_back() {
+    let mut oracle = Oracle::start().expect("an oracle");
+    for mode in Mode::ALL {
+        // inc %eax (in two bytes); add %eax, %ecx; again
+        let outcome = oracle.run_one(&case(mode, &[0xff, 0xc0, 0x01, 0xc1].repeat(20))).expect("an outcome");
+        assert_eq!((outcome.vector, outcome.gprs[0], outcome.gprs[1]), (COMPLETED, 20, 210));
+        assert_eq!(outcome.rip, mode.rip() + 80);
+    }
+}
+
+#[test]
+fn a_case_that_does_not_come_back_is_given_up_and_the_next_one_runs() {
+    let mut oracle = Oracle::start().expect("an oracle");
+    let outcome = oracle.run_one(&case(Mode::Bits64, &[0xeb, 0xfe])).expect("an outcome");
+    assert_eq!((outcome.vector, outcome.rip), (TIMED_OUT, Mode::Bits64.rip()));
+    let outcome = oracle.run_one(&case(Mode::Bits64, &[0x0f, 0x0b])).expect("an outcome");
+    assert_eq!((outcome.vector, outcome.rip), (6, Mode::Bits64.rip()));
+}
+
+#[test]
+fn sixteen_bit_stacks_keep_the_upper_half_of_the_stack_pointer() {
+    let mut oracle = Oracle::start().expect("an oracle");
+    for upper in layout::UPPER_HALVES {
+        let mut case = case(Mode::Bits32, &[0x50]);
+        let narrow = layout::local(12);
+        assert!(layout::is_narrow_stack(narrow));
+        case.selectors[2] = narrow;
+        case.gprs[4] = u64::from(upper) << 16 | 0x104;
+        let outcome = oracle.run_one(&case).expect("an outcome");
+        assert_eq!((outcome.vector, outcome.gprs[4]), (COMPLETED, u64::from(upper) << 16 | 0x100));
+    }
+}
