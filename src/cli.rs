@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::ArgPredicate::IsPresent;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use vmm::config::{MAX_CPUS, MAX_MEMORY, MIN_MEMORY};
+use vmm::config::{FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY};
 
 use crate::{exit_status, size};
 
@@ -114,9 +115,17 @@ pub struct RunArgs {
     /// Give the kernel this initial RAM disk; a Multiboot image has it as its module
     #[arg(long, value_name = "FILE", help_heading = "Guest")]
     pub initrd: Option<PathBuf>,
+    /// Start this BIOS image instead of a kernel, such as SeaBIOS; its screen and keyboard are the serial port
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "exec", "cmdline", "boot"])]
+    #[arg(help_heading = "Guest")]
+    pub firmware: Option<PathBuf>,
+    /// How long the firmware offers its boot menu, in milliseconds; 0 for not at all
+    #[arg(long, value_name = "MS", default_value = "2500", requires = "firmware", help_heading = "Guest")]
+    pub boot_menu: u16,
     /// Boot this guest; see `ringside guest list`
-    #[arg(long, value_name = "NAME", conflicts_with = "kernel", help_heading = "Guest")]
-    #[arg(default_value = DEFAULT_GUEST, default_value_if("kernel", clap::builder::ArgPredicate::IsPresent, None))]
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["kernel", "firmware"], help_heading = "Guest")]
+    #[arg(default_value = DEFAULT_GUEST)]
+    #[arg(default_value_ifs = [("kernel", IsPresent, None), ("firmware", IsPresent, None)])]
     pub guest: Option<String>,
     /// The kernel's command line
     ///
@@ -160,6 +169,14 @@ pub struct RunArgs {
     /// 0xff000000 are memory.
     #[arg(long, help_heading = "Machine")]
     pub testdev: bool,
+    /// Add a file to the firmware configuration device: name=NAME,file=FILE or name=NAME,string=TEXT
+    ///
+    /// May be given more than once. SeaBIOS reads bootorder, etc/boot-menu-wait, floppyimg/NAME and others.
+    #[arg(long, value_name = "NAME,CONTENTS", value_parser = fw_cfg_file, help_heading = "Machine")]
+    pub fw_cfg: Vec<FwCfgFile>,
+    /// Add a debug console at port 0x402 and append what firmware writes there to this file
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub debug_console: Option<PathBuf>,
     /// Start again where the guest asks for a reset or triple-faults, instead of ending
     #[arg(long, help_heading = "Machine")]
     pub reboot: bool,
@@ -287,6 +304,18 @@ fn port(text: &str) -> Result<u16, String> {
     parsed.map_err(|_| "write a port number from 0 to 0xffff".into())
 }
 
+fn fw_cfg_file(text: &str) -> Result<FwCfgFile, String> {
+    let usage = "write name=NAME,file=FILE or name=NAME,string=TEXT";
+    let given = text.strip_prefix("name=").and_then(|rest| rest.split_once(','));
+    let (name, contents) = given.ok_or(usage)?;
+    let source = match contents.split_once('=') {
+        Some(("file", path)) if !path.is_empty() => FwCfgSource::File(path.into()),
+        Some(("string", text)) => FwCfgSource::Text(text.to_owned()),
+        _ => return Err(usage.into()),
+    };
+    Ok(FwCfgFile { name: name.to_owned(), source })
+}
+
 fn exec_command(text: &str) -> Result<String, String> {
     if text.contains('\0') {
         return Err("a command cannot hold a NUL character".into());
@@ -351,6 +380,28 @@ mod tests {
         assert_eq!((run.guest, run.cmdline.as_deref()), (None, Some("-- x")));
         assert!(refused(&["--kernel", "k", "--guest", "debian"]).contains("--guest"));
         assert!(refused(&["--kernel", "k", "--exec", "true"]).contains("--exec"));
+    }
+
+    #[test]
+    fn firmware_stands_instead_of_a_kernel() {
+        let run = parse(&["run", "--firmware", "bios.bin", "--boot-menu", "100"]).unwrap();
+        assert_eq!((run.guest, run.boot_menu), (None, 100));
+        for other in [["--kernel", "k"], ["--exec", "true"], ["--guest", "debian"], ["--boot", "pvh"]] {
+            assert!(refused(&[&["--firmware", "f"][..], &other].concat()).contains(other[0]));
+        }
+        assert!(refused(&["--boot-menu", "100"]).contains("--firmware"));
+    }
+
+    #[test]
+    fn files_for_fw_cfg_have_a_name_and_contents() {
+        let run = parse(&["--fw-cfg", "name=opt/a,string=b,c=d", "--fw-cfg", "name=x,file=a,b"]).unwrap();
+        let file = |name: &str, source| FwCfgFile { name: name.into(), source };
+        let expected =
+            [file("opt/a", FwCfgSource::Text("b,c=d".into())), file("x", FwCfgSource::File("a,b".into()))];
+        assert_eq!(run.fw_cfg, expected);
+        for bad in ["", "opt/a", "name=a", "name=a,file=", "name=a,value=1", "file=a,name=b"] {
+            assert!(refused(&["--fw-cfg", bad]).contains("name=NAME"), "{bad}");
+        }
     }
 
     #[test]

@@ -3,12 +3,12 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ringside::guest::{self, GuestFiles};
 use vmm::boot::Protocol;
-use vmm::config::BootConfig;
+use vmm::config::{self, BootConfig, FirmwareConfig};
 use vmm::input::Input;
 use vmm::machine::SerialLine;
 use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary, Translation};
@@ -30,7 +30,9 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
     let json = reports.iter().find_map(json_file).map(create).transpose()?;
     let config = configure(args, !reports.is_empty())?;
     let terminal = args.exec.is_none() && io::stdin().is_terminal();
-    let input = if terminal { Input::interactive() } else { Input::patient() };
+    // Firmware and boot loaders poll the port, and never say that they have opened it.
+    let at_once = terminal || args.firmware.is_some();
+    let input = if at_once { Input::interactive() } else { Input::patient() };
     let present = Present::default();
     console::follow_signals(&present).context("cannot handle signals")?;
     if args.exec.is_none() {
@@ -59,15 +61,19 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
 /// The plain data that the machine is made from.
 fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     let named = args.guest.as_deref().unwrap_or(DEFAULT_GUEST);
-    let boot = match &args.kernel {
-        Some(kernel) => BootConfig {
+    let boot = match (&args.firmware, &args.kernel) {
+        (Some(image), _) => config::Boot::Firmware(FirmwareConfig {
+            image: image.clone(),
+            boot_menu: Duration::from_millis(args.boot_menu.into()),
+        }),
+        (None, Some(kernel)) => config::Boot::Kernel(BootConfig {
             kernel: kernel.clone(),
             initrd: args.initrd.clone(),
             overlay: Vec::new(),
             cmdline: args.cmdline.clone().unwrap_or_default(),
             protocol: protocol(args.boot),
-        },
-        None => named_guest(args, find_guest(named)?),
+        }),
+        (None, None) => config::Boot::Kernel(named_guest(args, find_guest(named)?)),
     };
     let config = MachineConfig {
         memory: args.memory,
@@ -82,6 +88,8 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         },
         jit: translation(args.jit),
         boot,
+        fw_cfg: args.fw_cfg.clone(),
+        debug_console: args.debug_console.clone(),
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
         testdev: args.testdev,
         ledger,

@@ -155,6 +155,7 @@ impl InterruptController for Nothing {
         0
     }
     fn set_task_priority(&self, _: u8) {}
+    fn performance_interrupt(&self) {}
     fn read_msr(&self, _: u32) -> Result<u64, MsrFault> {
         Err(MsrFault)
     }

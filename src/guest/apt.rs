@@ -74,6 +74,22 @@ pub fn fetch(guest: &Guest, folder: &Path, progress: &mut dyn Progress) -> Resul
     Ok(Packages { kernel: package(&kernel)?, busybox: package(&busybox)? })
 }
 
+/// Fetches packages by their names into `folder`, which is this call's own.
+///
+/// # Errors
+/// As [`fetch`].
+pub fn fetch_named(
+    names: &[&str],
+    folder: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Package>, GuestError> {
+    let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let lists = sources::candidates(Path::new("/etc/apt"), &os_release);
+    let apt = Apt::new(folder)?;
+    apt.update(&lists, progress)?;
+    names.iter().map(|name| apt.download(&apt.show(name)?, progress)).collect()
+}
+
 /// The package `linux-image-VERSION` that the metapackage depends on.
 fn kernel_of(metapackage: &str, record: &Record) -> Result<String, GuestError> {
     let depends = record.depends.as_deref().unwrap_or_default();

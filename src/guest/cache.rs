@@ -36,18 +36,25 @@ pub struct Cache {
     guests: PathBuf,
 }
 
+/// The user's cache folder.
+///
+/// # Errors
+/// [`GuestError::NoCacheFolder`] where the environment names none by an absolute path.
+pub(super) fn user_folder() -> Result<PathBuf, GuestError> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("RINGSIDE_CACHE")
+        .or_else(|| absolute("XDG_CACHE_HOME").map(|path| path.join("ringside")))
+        .or_else(|| absolute("HOME").map(|path| path.join(".cache/ringside")))
+        .ok_or(GuestError::NoCacheFolder)
+}
+
 impl Cache {
     /// The user's: `$RINGSIDE_CACHE`, else `$XDG_CACHE_HOME/ringside`, else `$HOME/.cache/ringside`.
     ///
     /// # Errors
     /// [`GuestError::NoCacheFolder`] where none of them is an absolute path.
     pub fn of_user() -> Result<Self, GuestError> {
-        let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-        absolute("RINGSIDE_CACHE")
-            .or_else(|| absolute("XDG_CACHE_HOME").map(|path| path.join("ringside")))
-            .or_else(|| absolute("HOME").map(|path| path.join(".cache/ringside")))
-            .map(Self::at)
-            .ok_or(GuestError::NoCacheFolder)
+        user_folder().map(Self::at)
     }
 
     /// One in a folder, which need not exist yet.

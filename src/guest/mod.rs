@@ -16,6 +16,7 @@ mod error;
 pub mod initramfs;
 mod manifest;
 mod modules;
+mod packages;
 mod progress;
 mod report;
 mod sources;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 pub use cache::Cache;
 pub use catalog::Guest;
 pub use error::GuestError;
+pub use packages::unpack;
 pub use progress::{Progress, Silent, to_stderr};
 
 /// A guest on the disk, ready to boot.

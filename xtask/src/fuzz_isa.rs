@@ -3,7 +3,7 @@
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use isa_fuzz::{Config, Mode, Session};
+use isa_fuzz::{Config, Kind, Mode, Session};
 
 /// Cases between two lines of progress.
 const ROUND: u64 = 500_000;
@@ -14,10 +14,12 @@ struct Options {
     first: u64,
     cases: u64,
     modes: Vec<Mode>,
+    programs: bool,
 }
 
 fn parse(words: &[&str]) -> Result<Options> {
-    let mut options = Options { seed: None, first: 0, cases: u64::MAX, modes: Mode::ALL.to_vec() };
+    let mut options =
+        Options { seed: None, first: 0, cases: u64::MAX, modes: Mode::ALL.to_vec(), programs: false };
     for pair in words.chunks(2) {
         let [option, value] = pair else { bail!("{} needs a value", pair.concat()) };
         let number: u64 = value.parse().with_context(|| format!("{option} {value}"))?;
@@ -25,6 +27,7 @@ fn parse(words: &[&str]) -> Result<Options> {
             "--seed" => options.seed = Some(number),
             "--first" => options.first = number,
             "--cases" => options.cases = number,
+            "--programs" => options.programs = number != 0,
             "--mode" => {
                 let mode = u32::try_from(number).ok().and_then(Mode::from_bits);
                 options.modes = vec![mode.context("a mode is 64, 32 or 16")?];
@@ -37,28 +40,26 @@ fn parse(words: &[&str]) -> Result<Options> {
 
 /// Runs it. The first mismatch ends it with an error.
 pub fn run(words: &[&str]) -> Result<()> {
-    let Options { seed, first, cases, modes } = parse(words)?;
+    let Options { seed, first, cases, modes, programs } = parse(words)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let seed = seed.unwrap_or(time);
     println!("seed {seed}");
-    let mut session = Session::new(Config { modes, ..Config::new(seed) })?;
+    let kind = if programs { Kind::Programs } else { Kind::Instructions };
+    let mut session = Session::new(Config { modes, kind, ..Config::new(seed) })?;
     let (start, end) = (Instant::now(), first.saturating_add(cases));
     let mut next = first;
     while next < end {
         let until = end.min(next.saturating_add(ROUND));
-        if let Err(error) = session.run(next..until) {
-            for mismatch in &session.report.mismatches {
-                println!("{mismatch}  again: {}", session.reproduction(mismatch));
-            }
-            return Err(error.into());
-        }
+        session.run(next..until)?;
         next = until;
         let report = &session.report;
         let rate = report.cases as f64 / start.elapsed().as_secs_f64();
-        println!("{} cases, {} with an exception, {rate:.0} in a second", report.cases, report.exceptions);
+        let (cases, vectors) = (report.cases, &report.by_vector);
+        println!("{cases} cases, {rate:.0} in a second; {} with an exception: {vectors:?}", report.exceptions);
         let mismatches = std::mem::take(&mut session.report.mismatches);
         for mismatch in &mismatches {
-            println!("{}  again: {}", session.minimize(mismatch)?, session.reproduction(mismatch));
+            println!("{mismatch}  again: {}", session.reproduction(mismatch));
+            println!("plainer: {}", session.minimize(mismatch)?);
         }
         if !mismatches.is_empty() {
             bail!("{} cases differ", session.report.different);

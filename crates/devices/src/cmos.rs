@@ -112,6 +112,8 @@ pub struct CmosConfig {
     pub memory_below_4g: u64,
     /// Bytes of RAM from 4 GiB on.
     pub memory_above_4g: u64,
+    /// vCPUs, 1 to 256.
+    pub cpus: u32,
 }
 
 /// The clock and its memory.
@@ -391,6 +393,10 @@ fn firmware_bytes(config: &CmosConfig) -> [u8; 128] {
     put(0x30, extended_kib, 2);
     put(0x34, below.saturating_sub(16 << 20) >> 16, 2);
     put(0x5b, config.memory_above_4g >> 16, 3);
+    // The other processors; what to boot from: disk, diskette, CD-ROM.
+    put(0x5f, u64::from(config.cpus.saturating_sub(1)), 1);
+    put(0x3d, 0x12, 1);
+    put(0x38, 0x30, 1);
     // A coprocessor and an EGA or better; no diskette drive.
     ram[usize::from(EQUIPMENT)] = 0x02;
     let sum: u16 = ram[0x10..0x2e].iter().map(|&byte| u16::from(byte)).sum();

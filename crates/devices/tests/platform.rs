@@ -53,7 +53,7 @@ fn platform(time: Arc<dyn TimeSource>) -> Platform {
     map(&[ports(serial::COM1_BASE, serial::PORTS)], "serial0", com1);
     let speaker = Window { space: Space::Port, base: pit::SPEAKER_PORT, len: 1, offset: pit::SPEAKER_OFFSET };
     map(&[ports(pit::BASE, pit::PORTS), speaker], "pit", Pit::new(line(pit::IRQ), &timers));
-    let config = CmosConfig { memory_below_4g: 1 << 30, memory_above_4g: 0 };
+    let config = CmosConfig { memory_below_4g: 1 << 30, memory_above_4g: 0, cpus: 1 };
     map(&[ports(cmos::BASE, cmos::PORTS)], "cmos", Cmos::new(&config, line(cmos::IRQ), &timers));
     let keyboard = I8042::new(line(i8042::KEYBOARD_IRQ), sink.clone());
     map(&i8042::WINDOWS, "i8042", Arc::new(Mutex::new(keyboard)));

@@ -16,6 +16,7 @@ use crate::mmu::Mmu;
 use crate::mode::{Mode, VectorMode};
 use crate::msrs::Msrs;
 use crate::native::{NativeInsn, NativeUnit, VectorRegisters};
+use crate::pmu::{Moment, Pmu};
 use crate::registers::Registers;
 
 /// What a vCPU is connected to.
@@ -86,6 +87,8 @@ pub struct Cpu {
     pub debug: [u64; 6],
     /// Model-specific registers.
     pub msrs: Msrs,
+    /// The performance counters.
+    pub pmu: Pmu,
     /// x87 and vector registers.
     pub vector: Box<VectorRegisters>,
     /// The host-executed instructions.
@@ -108,8 +111,10 @@ pub struct Cpu {
     pub halted: bool,
     /// INIT: waits for a SIPI.
     pub waits_for_sipi: bool,
-    /// Instructions retired.
+    /// Instructions retired, as of the last time that a block or translated code was left.
     pub instructions: u64,
+    /// In a handler that translated code called: the instructions that retired in it before the present block.
+    pub translated: u64,
     /// This vCPU's number.
     pub id: u32,
     /// The outside.
@@ -255,6 +260,17 @@ impl Cpu {
     /// The guest's time-stamp counter.
     pub fn tsc(&self) -> u64 {
         self.wires.time.tsc().wrapping_add(self.msrs.tsc_offset)
+    }
+
+    /// The moment before `insn`, which is being executed.
+    pub fn moment(&self, insn: &Insn) -> Moment {
+        let instructions = self.instructions.wrapping_add(self.translated);
+        Moment { instructions: instructions.wrapping_add(u64::from(insn.number)), ..self.boundary_moment() }
+    }
+
+    /// The moment between two blocks.
+    pub fn boundary_moment(&self) -> Moment {
+        Moment { instructions: self.instructions, ticks: self.wires.time.tsc() }
     }
 
     /// Runs `work` and enters it into the ledger, where that is on.

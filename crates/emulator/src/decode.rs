@@ -47,6 +47,7 @@ impl Cpu {
             let mut insn = translate(&instruction, code_size, &row);
             insn.offset = len as u16;
             insn.len = (end - len) as u8;
+            insn.number = (insns.len() - first) as u8;
             insns.push(insn);
             len = end;
             if row.ends_block {

@@ -55,6 +55,8 @@ pub struct Insn {
     pub offset: u16,
     /// The instruction's length in bytes.
     pub len: u8,
+    /// How many instructions of its block go before it.
+    pub number: u8,
     /// [`flag`].
     pub flags: u8,
     /// The memory operand's base register.
@@ -89,6 +91,7 @@ impl Insn {
             aux: 0,
             offset: 0,
             len: 0,
+            number: 0,
             flags: 0,
             base: NONE,
             index: NONE,

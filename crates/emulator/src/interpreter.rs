@@ -50,6 +50,8 @@ pub struct Interpreter {
 const DR6_STEP: u64 = 1 << 14;
 /// IA32_DEBUGCTL.BTF: single steps end at branches only.
 const DEBUGCTL_BTF: u64 = 2;
+/// IA32_DEBUGCTL.FREEZE_PERFMON_ON_PMI: the counters stop when they interrupt.
+const DEBUGCTL_FREEZE_PERFMON: u64 = 1 << 12;
 
 /// Why the inner loop came back.
 pub(crate) enum Leave {
@@ -87,7 +89,16 @@ impl Interpreter {
     pub fn run(&mut self) -> VmExit {
         self.peers.enter();
         self.answer_peers();
+        if self.cpu.pmu.is_active() {
+            // No reference cycle while the processor was halted.
+            let now = self.cpu.boundary_moment();
+            self.cpu.pmu.resume(now);
+        }
         let exit = self.run_until_exit();
+        if self.cpu.pmu.is_active() {
+            let now = self.cpu.boundary_moment();
+            self.cpu.pmu.advance(now);
+        }
         self.peers.leave();
         exit
     }
@@ -119,6 +130,7 @@ impl Interpreter {
     /// Blocks after blocks, until there is something to look at.
     fn free_run(&mut self) -> Leave {
         loop {
+            self.look_at_counters();
             if self.attention.pending() || self.interrupt_waits && self.cpu.system_flags.contains(Flags::IF) {
                 return Leave::Boundary;
             }
@@ -138,9 +150,16 @@ impl Interpreter {
             Err(leave) => return Some(leave),
         };
         let block = *self.blocks.get(number);
+        if u64::from(block.count) > self.instructions_left() {
+            return Some(self.single());
+        }
         let interprets = std::mem::take(&mut self.interprets_next);
         if block.code != 0 && !interprets {
             return self.run_translated(block.code, regime);
+        }
+        // The same bytes may be entered through a segment whose limit is lower.
+        if !self.cpu.mode.is_64() && block.end > u64::from(self.cpu.segments[1].limit) + 1 {
+            return Some(self.single());
         }
         if self.jit.is_some() && self.cpu.mode.is_64() && block.code == 0 && self.is_hot(number) {
             self.translate(number, rip, regime);
@@ -169,6 +188,31 @@ impl Interpreter {
                 Ok(number) => Ok(number),
                 Err(stop) => Err(self.stopped_before(stop)),
             },
+        }
+    }
+
+    /// How many instructions may run before [`Interpreter::look_at_counters`] has to be called again.
+    #[inline(always)]
+    pub(crate) fn instructions_left(&self) -> u64 {
+        self.cpu.pmu.deadline().saturating_sub(self.cpu.instructions)
+    }
+
+    /// Lets the performance counters follow a change of the privilege, and interrupt.
+    #[inline(always)]
+    pub(crate) fn look_at_counters(&mut self) {
+        if self.cpu.pmu.needs_look(self.cpu.instructions, self.cpu.cpl() == 3) {
+            self.counters_due();
+        }
+    }
+
+    #[cold]
+    fn counters_due(&mut self) {
+        let (now, user) = (self.cpu.boundary_moment(), self.cpu.cpl() == 3);
+        if self.cpu.pmu.look(now, user) {
+            if self.cpu.msrs.debugctl & DEBUGCTL_FREEZE_PERFMON != 0 {
+                self.cpu.pmu.freeze();
+            }
+            self.cpu.wires.interrupts.performance_interrupt();
         }
     }
 
@@ -330,6 +374,7 @@ impl Interpreter {
 
     /// What has to be looked at between instructions.
     pub(crate) fn boundary(&mut self) -> Result<(), VmExit> {
+        self.look_at_counters();
         self.debug_traps()?;
         if self.attention.pending() {
             self.take_signals()?;

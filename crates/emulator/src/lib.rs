@@ -22,6 +22,7 @@ pub mod mmu;
 pub mod mode;
 pub mod msrs;
 pub mod native;
+pub mod pmu;
 pub mod registers;
 pub mod shared;
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub struct Msrs {
     pub sysenter_eip: u64,
     /// IA32_MISC_ENABLE.
     pub misc_enable: u64,
+    /// IA32_XSS: the supervisor states of XSAVES, of which there are none.
+    pub xss: u64,
     /// IA32_SPEC_CTRL: kept, and without effect, since nothing is speculated across privileges.
     pub spec_ctrl: u64,
     /// IA32_DEBUGCTL.
@@ -71,7 +73,8 @@ impl Msrs {
             sysenter_cs: 0,
             sysenter_esp: 0,
             sysenter_eip: 0,
-            misc_enable: MISC_ENABLE_RESET,
+            misc_enable: misc_enable::FAST_STRINGS | misc_enable::NO_BTS | misc_enable::NO_PEBS,
+            xss: 0,
             spec_ctrl: 0,
             debugctl: 0,
             pkrs: 0,
@@ -89,9 +92,23 @@ impl Default for Msrs {
     }
 }
 
-/// Fast strings are on; branch trace storage and PEBS are unavailable.
-const MISC_ENABLE_RESET: u64 = 1 | 1 << 11 | 1 << 12;
-
-/// What software may change in IA32_MISC_ENABLE: fast strings, thermal control, the limit of CPUID's leaves and the
-/// execute-disable bit's disable.
-pub const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 22 | 1 << 34;
+/// Bits of IA32_MISC_ENABLE.
+pub mod misc_enable {
+    /// Fast strings.
+    pub const FAST_STRINGS: u64 = 1;
+    /// There are performance counters; read-only.
+    pub const COUNTERS: u64 = 1 << 7;
+    /// Branch-trace storage is unavailable; read-only.
+    pub const NO_BTS: u64 = 1 << 11;
+    /// Event-based sampling is unavailable; read-only.
+    pub const NO_PEBS: u64 = 1 << 12;
+    /// Basic leaves of CPUID end with 02H.
+    pub const LIMIT_CPUID: u64 = 1 << 22;
+    /// There is no execute-disable bit.
+    pub const XD_DISABLE: u64 = 1 << 34;
+    /// What software may change: besides those above thermal control, SpeedStep, MONITOR and xTPR messages, which are
+    /// kept and do nothing.
+    pub const WRITABLE: u64 = FAST_STRINGS | 1 << 3 | 1 << 16 | 1 << 18 | LIMIT_CPUID | 1 << 23 | XD_DISABLE;
+    /// What keeps its value whatever is written.
+    pub const READ_ONLY: u64 = COUNTERS | NO_BTS | NO_PEBS;
+}

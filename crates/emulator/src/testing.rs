@@ -90,9 +90,14 @@ pub struct MockInterrupts {
     pub pending: Mutex<Option<u8>>,
     /// CR8.
     pub priority: AtomicU8,
+    /// How often the performance counters interrupted.
+    pub counter_interrupts: AtomicU64,
     /// Its registers by MSR.
     pub registers: Mutex<HashMap<u32, u64>>,
 }
+
+/// IA32_APIC_BASE until it is written: enabled.
+const APIC_BASE: u64 = 0xfee0_0800;
 
 impl InterruptController for MockInterrupts {
     fn has_interrupt(&self) -> bool {
@@ -110,8 +115,12 @@ impl InterruptController for MockInterrupts {
     fn set_task_priority(&self, cr8: u8) {
         self.priority.store(cr8, Ordering::Relaxed);
     }
+    fn performance_interrupt(&self) {
+        self.counter_interrupts.fetch_add(1, Ordering::Relaxed);
+    }
     fn read_msr(&self, index: u32) -> Result<u64, MsrFault> {
-        Ok(self.registers.lock().unwrap().get(&index).copied().unwrap_or(0))
+        let reset = if index == x86::msr::IA32_APIC_BASE { APIC_BASE } else { 0 };
+        Ok(self.registers.lock().unwrap().get(&index).copied().unwrap_or(reset))
     }
     fn write_msr(&self, index: u32, value: u64) -> Result<(), MsrFault> {
         self.registers.lock().unwrap().insert(index, value);

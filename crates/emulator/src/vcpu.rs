@@ -18,6 +18,7 @@ use crate::mmu::Mmu;
 use crate::mode::Mode;
 use crate::msrs::Msrs;
 use crate::native::{NativeUnit, VectorRegisters};
+use crate::pmu::Pmu;
 use crate::registers::Registers;
 use crate::shared::{Peers, Shared};
 
@@ -144,6 +145,7 @@ impl Cpu {
             efer: reset.efer,
             debug: reset.debug,
             msrs: Msrs::reset(),
+            pmu: Pmu::reset(),
             vector: Box::new(VectorRegisters::reset()),
             native,
             fault: None,
@@ -156,6 +158,7 @@ impl Cpu {
             halted: false,
             waits_for_sipi: false,
             instructions: 0,
+            translated: 0,
             id,
             wires,
         };
@@ -249,6 +252,7 @@ impl Cpu {
         }
         self.take_architectural(state);
         *self.vector = VectorRegisters::from_state(&state.vector);
+        self.update_keys();
         for &(index, value) in &state.msrs {
             self.restore_msr(index, value)
                 .map_err(|_| EngineError::BadState(format!("MSR {index:#x} with {value:#x}")))?;

@@ -29,6 +29,8 @@ pub trait InterruptController: Send + Sync {
     fn task_priority(&self) -> u8;
     /// Sets the task priority from CR8.
     fn set_task_priority(&self, cr8: u8);
+    /// The performance counters' interrupt: what their entry of the local vector table says, which then masks itself.
+    fn performance_interrupt(&self);
     /// Reads IA32_APIC_BASE, IA32_TSC_DEADLINE or an x2APIC register.
     ///
     /// # Errors

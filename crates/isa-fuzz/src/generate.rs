@@ -4,6 +4,7 @@ use std::sync::OnceLock;
 
 use iced_x86::{Code, ConstantOffsets, Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
+use crate::blocks;
 use crate::case::{Case, LAST_WINDOW, Trap};
 use crate::encode;
 use crate::exclusions::{excluded, may_enter_kernel};
@@ -13,8 +14,12 @@ use crate::random::Random;
 /// Makes cases.
 pub struct Generator {
     seed: u64,
+    /// By number, whether there may be an encoding: features that no model has, the host may have.
+    allowed: Vec<bool>,
     /// Encodings of each mode, in the order of [`Mode::ALL`].
     codes: [Vec<Code>; 3],
+    /// Encodings that programs are made of.
+    programs: Vec<Code>,
 }
 
 /// A case and what the decoder makes of it.
@@ -29,11 +34,19 @@ pub struct Generated {
 }
 
 impl Generator {
-    /// The sequence of a seed. `only` keeps the encodings that it accepts.
-    pub fn new(seed: u64, only: impl Fn(Code) -> bool) -> Self {
-        let codes =
+    /// Programs of the same seed: the case of a number.
+    pub fn program(&self, number: u64) -> Generated {
+        blocks::program(&self.programs, &self.allowed, self.seed, number)
+    }
+
+    /// The sequence of a seed. `allowed` says which encodings there may be, and `only` of which of them cases are made.
+    pub fn new(seed: u64, allowed: impl Fn(Code) -> bool, only: impl Fn(Code) -> bool) -> Self {
+        let allowed: Vec<bool> = Code::values().map(allowed).collect();
+        let only = |code: Code| allowed[code as usize] && only(code);
+        let codes: [Vec<Code>; 3] =
             Mode::ALL.map(|mode| encode::codes(mode).into_iter().filter(|&code| only(code)).collect());
-        Self { seed, codes }
+        let programs = codes[0].iter().copied().filter(|&code| blocks::has(code)).collect();
+        Self { seed, allowed, codes, programs }
     }
 
     /// The case of a number; `None` where it would have to be excluded.
@@ -66,6 +79,9 @@ impl Generator {
         let len = if instruction.is_invalid() { 16 } else { instruction.len() };
         case.bytes[..len].copy_from_slice(&bytes[..len]);
         case.len = len as u16;
+        if !self.allowed[instruction.code() as usize] {
+            return Err("is of a feature that no model has");
+        }
         if let Some(reason) = excluded(&instruction, mode) {
             return Err(reason);
         }
@@ -126,7 +142,7 @@ pub fn uses_vector(instruction: &Instruction) -> bool {
 }
 
 /// Registers, flags and data that have nothing to do with the instruction's operand.
-fn state(case: &mut Case, instruction: &Instruction, random: &mut Random) {
+pub(crate) fn state(case: &mut Case, instruction: &Instruction, random: &mut Random) {
     case.uses_vector = uses_vector(instruction) || instruction.is_invalid();
     let wide = case.mode == Mode::Bits64;
     let similar = random.operand();
@@ -141,6 +157,10 @@ fn state(case: &mut Case, instruction: &Instruction, random: &mut Random) {
         }
     }
     case.rflags = random.next() & if random.one_in(8) { 0xcd5 } else { 0x8d5 };
+    if random.one_in(12) {
+        // Alignment checks: Linux has CR0.AM set.
+        case.rflags |= 1 << 18;
+    }
     let selectors = &mut case.selectors;
     for selector in selectors.iter_mut() {
         *selector = if wide && !random.one_in(8) { 0 } else { random.pick(&DATA_SELECTORS) };

@@ -13,10 +13,11 @@ pub const CODE: u64 = 0x1010_0000;
 pub const CODE_AT: u64 = 0x200;
 /// What the rest of the page of code is full of: INT3.
 pub const FILLER: u8 = 0xcc;
-/// Where in the page of code 16- and 32-bit code leaves to: 64-bit code that jumps to [`EXIT`].
-pub const BRIDGE_AT: u64 = 0xf00;
+/// Where in the page of code cases leave to: 64-bit code that jumps to [`EXIT`]. The address in it is aligned, for it
+/// is read with the case's alignment checks.
+pub const BRIDGE_AT: u64 = 0xf02;
 /// Where code leaves to: a page of the oracle's, out of reach of 32-bit code, where nothing is mapped for the emulator.
-pub const EXIT: u64 = 0x6000_0000_0000;
+pub const EXIT: u64 = 0x6000_0000_0002;
 
 /// The code segments that Linux gives a process, and its data segment.
 pub const USER_CODE32: u16 = 0x23;
@@ -66,29 +67,27 @@ impl Mode {
     }
 }
 
-/// JMP to [`EXIT`] in 64-bit code.
-const fn jump_to_exit() -> [u8; 14] {
-    let to = EXIT.to_le_bytes();
-    [0xff, 0x25, 0, 0, 0, 0, to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7]]
-}
-
-/// The code that leaves a case, as it stands behind the case's own.
-pub fn leave(mode: Mode) -> &'static [u8] {
-    const WIDE: [u8; 14] = jump_to_exit();
+/// The code that leaves a case, as it stands behind `len` bytes of the case's own.
+pub fn leave(mode: Mode, len: usize) -> ([u8; 8], usize) {
     const BRIDGE: [u8; 4] = ((CODE + BRIDGE_AT) as u32).to_le_bytes();
     const TO: u8 = USER_CODE64 as u8;
-    const NARROW: [u8; 8] = [0x66, 0xea, BRIDGE[0], BRIDGE[1], BRIDGE[2], BRIDGE[3], TO, 0];
+    const FAR: [u8; 8] = [0x66, 0xea, BRIDGE[0], BRIDGE[1], BRIDGE[2], BRIDGE[3], TO, 0];
     match mode {
-        Mode::Bits64 => &WIDE,
-        Mode::Bits32 => &NARROW[1..],
-        Mode::Bits16 => &NARROW,
+        Mode::Bits64 => {
+            let distance = (BRIDGE_AT as i32 - (CODE_AT as i32 + len as i32 + 5)).to_le_bytes();
+            ([0xe9, distance[0], distance[1], distance[2], distance[3], FILLER, FILLER, FILLER], 5)
+        }
+        Mode::Bits32 => ([0xea, BRIDGE[0], BRIDGE[1], BRIDGE[2], BRIDGE[3], TO, 0, FILLER], 7),
+        Mode::Bits16 => (FAR, 8),
     }
 }
 
 /// The page of code where no case is.
 pub fn code_page() -> Vec<u8> {
     let mut page = vec![FILLER; PAGE];
-    page[BRIDGE_AT as usize..][..14].copy_from_slice(&jump_to_exit());
+    let at = BRIDGE_AT as usize;
+    page[at..at + 6].copy_from_slice(&[0xff, 0x25, 0, 0, 0, 0]);
+    page[at + 6..at + 14].copy_from_slice(&EXIT.to_le_bytes());
     page
 }
 
@@ -98,7 +97,7 @@ pub const UPPER_HALVES: [u16; 4] = [0, 0x1000, 0x8000, 0xffff];
 
 /// The page that the oracle enters a case from, by the upper half of ESP.
 pub const fn entry_stack(upper: u16) -> u64 {
-    EXIT + (1 << 32) + ((upper as u64) << 16)
+    (EXIT & !0xfff) + (1 << 32) + ((upper as u64) << 16)
 }
 
 /// Whether a selector in SS makes 16-bit code's or 32-bit code's stack pointer a 16-bit one.

@@ -2,15 +2,20 @@
 
 use isa_fuzz::{Config, Session};
 
-/// A tenth of them is excluded; a million is left, a few dozen for each encoding of each mode.
+/// A tenth of them is excluded; a million is left, a few hundred for each encoding of each mode.
 const CASES: u64 = 1_120_000;
+/// Programs, each of them interpreted and translated.
+const PROGRAMS: u64 = 120_000;
 
-#[test]
-fn a_million_random_instructions_do_what_the_host_does() {
-    let cases = std::env::var("ISA_FUZZ_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(CASES);
-    let mut session = Session::new(Config::new(0x5eed)).expect("an oracle");
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// Runs cases, and fails where the sides differ.
+fn agree(config: Config, cases: u64) -> Session {
+    let mut session = Session::new(config).expect("an oracle");
     let start = std::time::Instant::now();
-    let first = std::env::var("ISA_FUZZ_FIRST").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    let first = number("ISA_FUZZ_FIRST").unwrap_or(0);
     session.run(first..first + cases).expect("the oracle stays");
     let report = &session.report;
     println!(
@@ -19,14 +24,28 @@ fn a_million_random_instructions_do_what_the_host_does() {
         start.elapsed().as_secs_f64(),
         report.exceptions,
         report.by_vector,
-        report.completed.len(),
+        report.coverage.encodings(),
         report.different,
     );
     println!("excluded: {:#?}", report.excluded);
     let mismatches = std::mem::take(&mut session.report.mismatches);
-    for mismatch in mismatches.iter().take(600) {
+    for mismatch in mismatches.iter().take(100) {
         let plain = session.minimize(mismatch).expect("the oracle stays");
         println!("{plain}  again: {}\n", session.reproduction(mismatch));
     }
     assert!(mismatches.is_empty(), "{} encodings differ", mismatches.len());
+    session
+}
+
+#[test]
+fn a_million_random_instructions_do_what_the_host_does() {
+    let session = agree(Config::new(0x5eed), number("ISA_FUZZ_CASES").unwrap_or(CASES));
+    for (mnemonic, (executed, completed)) in session.report.coverage.by_mnemonic() {
+        println!("{mnemonic:20} {executed:7} {completed:7}");
+    }
+}
+
+#[test]
+fn random_programs_do_what_the_host_does_interpreted_and_translated() {
+    agree(Config::programs(0x5eed), number("ISA_FUZZ_PROGRAMS").unwrap_or(PROGRAMS));
 }

@@ -1,6 +1,9 @@
 //! What a machine is made from: plain data, checked as a whole before anything is built.
 
 use std::path::PathBuf;
+use std::time::Duration;
+
+use devices::fw_cfg::MAX_NAME;
 
 use crate::boot::Protocol;
 use crate::layout::{self, LayoutError};
@@ -8,6 +11,9 @@ pub use crate::layout::{MAX_MEMORY, MIN_MEMORY};
 
 /// The most vCPUs that a machine can have.
 pub const MAX_CPUS: u32 = 64;
+
+/// The most files that can be given to the firmware configuration device.
+pub const MAX_FW_CFG_FILES: usize = 256;
 
 /// A whole machine.
 #[derive(Clone, Debug)]
@@ -23,13 +29,53 @@ pub struct MachineConfig {
     /// What the software CPU does with hot code.
     pub jit: Translation,
     /// What is booted.
-    pub boot: BootConfig,
+    pub boot: Boot,
+    /// More files of the firmware configuration device.
+    pub fw_cfg: Vec<FwCfgFile>,
+    /// Where the debug console leads, where there is one.
+    pub debug_console: Option<PathBuf>,
     /// The port whose value ends the run, where there is one.
     pub debug_exit: Option<u16>,
     /// Whether there is the device that suites of unit tests expect.
     pub testdev: bool,
     /// Whether exits are counted.
     pub ledger: bool,
+}
+
+/// What the boot processor begins with.
+#[derive(Clone, Debug)]
+pub enum Boot {
+    /// A kernel, loaded by the machine.
+    Kernel(BootConfig),
+    /// Firmware, which looks for what to boot.
+    Firmware(FirmwareConfig),
+}
+
+/// Firmware.
+#[derive(Clone, Debug)]
+pub struct FirmwareConfig {
+    /// The BIOS image.
+    pub image: PathBuf,
+    /// How long it offers its boot menu; zero for not at all.
+    pub boot_menu: Duration,
+}
+
+/// A file of the firmware configuration device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FwCfgFile {
+    /// Its name there.
+    pub name: String,
+    /// Where its contents come from.
+    pub source: FwCfgSource,
+}
+
+/// Where the contents of a file come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FwCfgSource {
+    /// A file of the host.
+    File(PathBuf),
+    /// These bytes, without a NUL.
+    Text(String),
 }
 
 /// What is booted, and how.
@@ -86,6 +132,17 @@ pub enum ConfigError {
     /// It is the software CPU that has a translator.
     #[error("--jit lockstep compares the software CPU with itself: it needs --engine soft")]
     LockstepEngine,
+    /// A name that the firmware configuration device cannot have.
+    #[error(
+        "{0:?} is no name for a file of fw_cfg: it has 1 to {MAX_NAME} bytes of ASCII without control characters"
+    )]
+    FwCfgName(String),
+    /// The same name twice.
+    #[error("fw_cfg has two files of the name {0:?}")]
+    FwCfgTwice(String),
+    /// More files than there are keys for in practice.
+    #[error("{0} files for fw_cfg are too many: the most is {MAX_FW_CFG_FILES}")]
+    FwCfgCount(usize),
     /// A command line that would end early.
     #[error("the kernel's command line holds a NUL character at byte {0}")]
     CmdlineNul(usize),
@@ -107,16 +164,44 @@ impl MachineConfig {
         if self.jit == Translation::Lockstep && self.engine == EngineChoice::Kvm {
             return Err(ConfigError::LockstepEngine);
         }
-        match self.boot.cmdline.find('\0') {
-            Some(at) => Err(ConfigError::CmdlineNul(at)),
-            None => Ok(()),
+        self.check_fw_cfg()?;
+        let nul = match &self.boot {
+            Boot::Kernel(boot) => boot.cmdline.find('\0'),
+            Boot::Firmware(_) => None,
+        };
+        nul.map_or(Ok(()), |at| Err(ConfigError::CmdlineNul(at)))
+    }
+
+    fn check_fw_cfg(&self) -> Result<(), ConfigError> {
+        if self.fw_cfg.len() > MAX_FW_CFG_FILES {
+            return Err(ConfigError::FwCfgCount(self.fw_cfg.len()));
         }
+        let plain = |name: &str| name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+        for (index, FwCfgFile { name, .. }) in self.fw_cfg.iter().enumerate() {
+            if name.is_empty() || name.len() > MAX_NAME || !plain(name) {
+                return Err(ConfigError::FwCfgName(name.clone()));
+            }
+            if self.fw_cfg[..index].iter().any(|other| other.name == *name) {
+                return Err(ConfigError::FwCfgTwice(name.clone()));
+            }
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn kernel(cmdline: &str) -> Boot {
+        Boot::Kernel(BootConfig {
+            kernel: "vmlinuz".into(),
+            initrd: None,
+            overlay: Vec::new(),
+            cmdline: cmdline.into(),
+            protocol: Protocol::Auto,
+        })
+    }
 
     fn config() -> MachineConfig {
         MachineConfig {
@@ -125,13 +210,9 @@ mod tests {
             cpu: "host".into(),
             engine: EngineChoice::Soft,
             jit: Translation::On,
-            boot: BootConfig {
-                kernel: "vmlinuz".into(),
-                initrd: None,
-                overlay: Vec::new(),
-                cmdline: String::new(),
-                protocol: Protocol::Auto,
-            },
+            boot: kernel(""),
+            fw_cfg: Vec::new(),
+            debug_console: None,
             debug_exit: None,
             testdev: false,
             ledger: false,
@@ -147,8 +228,23 @@ mod tests {
         let lockstep = MachineConfig { cpus: 2, jit: Translation::Lockstep, ..config() };
         assert_eq!(lockstep.check(), Err(ConfigError::Lockstep(2)));
         assert!(matches!(MachineConfig { memory: 0, ..config() }.check(), Err(ConfigError::Memory(_))));
-        let mut nul = config();
-        nul.boot.cmdline = "a\0b".into();
+        let nul = MachineConfig { boot: kernel("a\0b"), ..config() };
         assert_eq!(nul.check(), Err(ConfigError::CmdlineNul(1)));
+    }
+
+    #[test]
+    fn names_that_fw_cfg_cannot_have_are_refused() {
+        let check = |names: &[&str]| {
+            let file =
+                |name: &&str| FwCfgFile { name: (*name).to_owned(), source: FwCfgSource::Text("x".into()) };
+            MachineConfig { fw_cfg: names.iter().map(file).collect(), ..config() }.check()
+        };
+        let long = "n".repeat(MAX_NAME + 1);
+        assert_eq!(check(&["opt/a", "opt/b", &long[1..]]), Ok(()));
+        for name in ["", "a\nb", "\u{e4}", &long] {
+            assert_eq!(check(&[name]), Err(ConfigError::FwCfgName(name.into())));
+        }
+        assert_eq!(check(&["opt/a", "opt/a"]), Err(ConfigError::FwCfgTwice("opt/a".into())));
+        assert_eq!(check(&vec!["opt/a"; 257]), Err(ConfigError::FwCfgCount(257)));
     }
 }

@@ -100,6 +100,17 @@ impl Engine {
         }
     }
 
+    /// Maps the shadow RAM as the memory has it now. The software CPU looks for itself.
+    ///
+    /// # Errors
+    /// What KVM refuses.
+    pub fn remap_shadow(&self) -> Result<(), EngineError> {
+        match self {
+            Self::Soft(_) => Ok(()),
+            Self::Kvm(kvm) => kvm.vm.remap_shadow(),
+        }
+    }
+
     /// Puts the interrupt controllers and the interval timer, whose line is `timer_line`, on the bus, where they are not
     /// the kernel's.
     ///

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use crate::acpi_tables::AcpiError;
-use crate::boot::{BootError, FileError};
+use crate::boot::{BootError, FileError, FirmwareError};
 use crate::config::ConfigError;
 
 /// Why there is no machine.
@@ -19,6 +19,17 @@ pub enum BuildError {
     /// A file that cannot be read.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A file that is no firmware.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
+    /// A file that cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Output {
+        /// The file.
+        path: PathBuf,
+        /// The host's error.
+        source: std::io::Error,
+    },
     /// A kernel or an initrd that cannot be booted.
     #[error("cannot boot {}: {source}", kernel.display())]
     Boot {

@@ -28,6 +28,8 @@ pub mod outcome;
 pub mod output;
 pub mod platform;
 mod registers;
+mod smbios;
+mod start;
 pub mod vcpu_thread;
 
 pub use config::{ConfigError, EngineChoice, MachineConfig, Translation};

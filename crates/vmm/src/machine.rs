@@ -1,29 +1,32 @@
 //! The machine: built from its configuration, run once.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{LineWriter, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::bus::MachineBus;
 use devices::clock::Timers;
+use devices::debug_console::DebugConsole;
 use engine::{Attention, HostTime, Space, TimeSource, VcpuState};
 use exits::{Detail, Ledger, Report};
 use guest_memory::GuestMemory;
 
 use crate::acpi_tables::{self, AcpiConfig};
-use crate::boot::{self, BootPayload};
-use crate::config::{ConfigError, MachineConfig};
+use crate::config::{Boot, ConfigError, MachineConfig};
 use crate::engines::Engine;
 use crate::error::BuildError;
 use crate::event_loop::EventLoop;
+use crate::fw_cfg;
 use crate::input::Input;
 use crate::layout;
 use crate::ledger_bus::LedgerBus;
 use crate::outcome::{Ending, Outcome, StopReason};
 use crate::output::{Output, OutputThread};
 use crate::platform::{Platform, PlatformConfig, PowerButton};
+use crate::start;
 use crate::vcpu_thread::{Run, VcpuSummary, VcpuThread};
 
 /// How long a vCPU may take to notice that the run has ended.
@@ -84,12 +87,14 @@ impl Machine {
     pub fn build(config: &MachineConfig, lines: Vec<SerialLine>) -> Result<Self, BuildError> {
         config.check()?;
         layout::check_host(config.memory).map_err(ConfigError::Memory)?;
-        let memory = GuestMemory::new(&layout::regions(config.memory).map_err(ConfigError::Memory)?)?;
         let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
-        let boot_state = load(config, &memory)?;
+        let (memory, boot_state) = start::load(config)?;
+        let debug_console = config.debug_console.as_deref().map(debug_console).transpose()?;
         let time: Arc<dyn TimeSource> = Arc::new(HostTime::start());
         let timers = Timers::new(time.clone());
-        let engine = Engine::new(config, &memory, &timers, &attentions)?;
+        let engine = Arc::new(Engine::new(config, &memory, &timers, &attentions)?);
+        let acpi = describe(config, &memory)?;
+        let fw_cfg = fw_cfg::contents(config, &memory, &acpi)?;
 
         let ending = Ending::new();
         let (outputs, sinks, inputs) = connect(lines, &ending)?;
@@ -97,6 +102,9 @@ impl Machine {
             memory_bytes: config.memory,
             memory: &memory,
             cpus: config.cpus,
+            fw_cfg: &fw_cfg,
+            attribute_map: start::attribute_map(&memory, &engine, &attentions),
+            debug_console,
             debug_exit: config.debug_exit,
             testdev: config.testdev,
             irqs: engine.irqs(),
@@ -197,48 +205,19 @@ impl Controls {
     }
 }
 
-/// Brings the ACPI tables and the guest into memory; gives the boot processor's state.
-fn load(config: &MachineConfig, memory: &GuestMemory) -> Result<VcpuState, BuildError> {
-    let tables = acpi_tables::build(&AcpiConfig { cpus: config.cpus, ecam: None, pci_mmio64: None })?;
-    tables.write(memory)?;
-    let kernel = boot::read_file(&config.boot.kernel, memory.len())?;
-    let mut initrd = Vec::new();
-    if let Some(path) = &config.boot.initrd {
-        initrd = boot::read_file(path, memory.len())?;
+/// What the ACPI tables tell. Writes them for a kernel; firmware has them from fw_cfg.
+fn describe(config: &MachineConfig, memory: &GuestMemory) -> Result<AcpiConfig, BuildError> {
+    let acpi = AcpiConfig { cpus: config.cpus, ecam: None, pci_mmio64: None };
+    if matches!(config.boot, Boot::Kernel(_)) {
+        acpi_tables::build(&acpi)?.write(memory)?;
     }
-    if !config.boot.overlay.is_empty() {
-        // An archive begins at a multiple of 4 bytes.
-        initrd.resize(initrd.len().next_multiple_of(4), 0);
-        initrd.extend_from_slice(&config.boot.overlay);
-    }
-    let initrd_name = config.boot.initrd.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
-    let payload = BootPayload {
-        kernel: &kernel,
-        kernel_name: &config.boot.kernel.to_string_lossy(),
-        initrd: (!initrd.is_empty()).then_some(&initrd[..]),
-        initrd_name: &initrd_name,
-        cmdline: &config.boot.cmdline,
-        protocol: config.boot.protocol,
-        seed: seed(),
-    };
-    let kernel = config.boot.kernel.clone();
-    let loaded =
-        boot::load(memory, &payload, tables.rsdp).map_err(|source| BuildError::Boot { kernel, source })?;
-    log::debug!(
-        "{} at {:#x?}, entered at {:#x} by the {} protocol",
-        config.boot.kernel.display(),
-        loaded.kernel,
-        loaded.state.rip,
-        loaded.protocol
-    );
-    Ok(loaded.state)
+    Ok(acpi)
 }
 
-/// Random bytes for the guest. Without them it waits for entropy of its own.
-fn seed() -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).ok()?;
-    Some(bytes)
+fn debug_console(path: &Path) -> Result<DebugConsole, BuildError> {
+    let failed = |source| BuildError::Output { path: path.to_owned(), source };
+    let file = File::options().append(true).create(true).open(path).map_err(failed)?;
+    Ok(DebugConsole::new(Box::new(LineWriter::new(file))))
 }
 
 type Connected = (Vec<OutputThread>, Vec<Output>, Vec<Option<Input>>);

@@ -6,11 +6,13 @@ use devices::acpi_pm::{self, AcpiPm};
 use devices::bus::{BusError, MachineBus, SharedDevice};
 use devices::clock::Timers;
 use devices::cmos::{self, Cmos, CmosConfig};
+use devices::debug_console::{self, DebugConsole};
 use devices::debug_exit::{self, DebugExit};
+use devices::fw_cfg::FwCfgConfig;
 use devices::hpet::{self, Hpet, LegacyLine};
 use devices::i8042::{self, I8042};
 use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
-use devices::pci::{self, ConfigPorts, PciBus};
+use devices::pci::{self, ConfigPorts, HostBridge, PamEffect, PciBus};
 use devices::pit;
 use devices::request::RequestSink;
 use devices::reset::{self, ResetControl, SystemControlA};
@@ -43,6 +45,12 @@ pub struct PlatformConfig<'a> {
     pub memory: &'a GuestMemory,
     /// vCPUs.
     pub cpus: u32,
+    /// What the firmware configuration device tells.
+    pub fw_cfg: &'a FwCfgConfig,
+    /// What carries out the host bridge's attribute map, where there is one.
+    pub attribute_map: Option<PamEffect>,
+    /// The console that firmware writes its messages to.
+    pub debug_console: Option<DebugConsole>,
     /// The port whose value ends the run.
     pub debug_exit: Option<u16>,
     /// Whether there is the device that suites of unit tests expect.
@@ -84,15 +92,19 @@ impl Platform {
         let [timer_line, clock_line] = [0, 1].map(|index: usize| legacy[index].pc_end());
         let hpet = Hpet::new(hpet::ROUTES.map(line), legacy, config.timers);
         bus.insert(Space::Memory, layout::HPET, hpet::SIZE, "hpet", hpet)?;
-        let cmos = Cmos::new(&cmos_config(config.memory_bytes), clock_line, config.timers);
+        let cmos = Cmos::new(&cmos_config(config.memory_bytes, config.cpus), clock_line, config.timers);
         bus.insert(Space::Port, cmos::BASE, cmos::PORTS, "cmos", cmos)?;
         let keyboard = shared(I8042::new(line(i8042::KEYBOARD_IRQ), requests.clone()));
         for window in i8042::WINDOWS {
             bus.insert_window(window, "i8042", keyboard.clone())?;
         }
-        add_pci_and_resets(&bus, &requests)?;
-        let fw_cfg = fw_cfg::device(config.memory, config.memory_bytes, config.cpus);
+        let bridge = config.attribute_map.map_or_else(HostBridge::new, HostBridge::with_pam);
+        add_pci_and_resets(&bus, bridge, &requests)?;
+        let fw_cfg = fw_cfg::device(config.fw_cfg, config.memory);
         bus.insert(Space::Port, devices::fw_cfg::BASE, devices::fw_cfg::PORTS, "fw-cfg", shared(fw_cfg))?;
+        if let Some(console) = config.debug_console {
+            bus.insert(Space::Port, debug_console::PORT, 1, "debug-console", shared(console))?;
+        }
         if config.testdev {
             add_test_device(&bus, &config.irqs)?;
         }
@@ -170,15 +182,15 @@ impl Port for SerialInput {
     }
 }
 
-/// The RAM as the CMOS tells it.
-fn cmos_config(memory_bytes: u64) -> CmosConfig {
+/// The machine as the CMOS tells it.
+fn cmos_config(memory_bytes: u64, cpus: u32) -> CmosConfig {
     let below = memory_bytes.min(layout::MMIO_HOLE.start);
-    CmosConfig { memory_below_4g: below, memory_above_4g: memory_bytes - below }
+    CmosConfig { memory_below_4g: below, memory_above_4g: memory_bytes - below, cpus }
 }
 
 /// The PCI configuration ports, the reset port among them, and port 0x92.
-fn add_pci_and_resets(bus: &MachineBus, requests: &RequestSink) -> Result<(), BusError> {
-    let config_ports = ConfigPorts::new(PciBus::with_host_bridge(), ResetControl::new(requests.clone()));
+fn add_pci_and_resets(bus: &MachineBus, bridge: HostBridge, requests: &RequestSink) -> Result<(), BusError> {
+    let config_ports = ConfigPorts::new(PciBus::with(bridge), ResetControl::new(requests.clone()));
     bus.insert(Space::Port, pci::CONFIG_BASE, pci::CONFIG_PORTS, "pci", shared(config_ports))?;
     let system_control = shared(SystemControlA::new(requests.clone()));
     bus.insert(Space::Port, reset::SYSTEM_CONTROL_A_PORT, 1, "system-control", system_control)
@@ -215,6 +227,9 @@ mod tests {
             memory_bytes: 64 << 20,
             memory: &memory,
             cpus: 1,
+            fw_cfg: &FwCfgConfig::default(),
+            attribute_map: None,
+            debug_console: None,
             debug_exit,
             testdev: true,
             irqs: RecordedLines::new(),

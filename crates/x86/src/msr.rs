@@ -10,6 +10,7 @@ pub const IA32_TSC_ADJUST: u32 = 0x3b;
 pub const IA32_SPEC_CTRL: u32 = 0x48;
 pub const IA32_PRED_CMD: u32 = 0x49;
 pub const IA32_BIOS_SIGN_ID: u32 = 0x8b;
+pub const IA32_PMC0: u32 = 0xc1;
 pub const IA32_MTRRCAP: u32 = 0xfe;
 pub const IA32_ARCH_CAPABILITIES: u32 = 0x10a;
 pub const IA32_FLUSH_CMD: u32 = 0x10b;
@@ -18,6 +19,7 @@ pub const IA32_SYSENTER_ESP: u32 = 0x175;
 pub const IA32_SYSENTER_EIP: u32 = 0x176;
 pub const IA32_MCG_CAP: u32 = 0x179;
 pub const IA32_MCG_STATUS: u32 = 0x17a;
+pub const IA32_PERFEVTSEL0: u32 = 0x186;
 pub const IA32_MISC_ENABLE: u32 = 0x1a0;
 pub const IA32_DEBUGCTL: u32 = 0x1d9;
 pub const IA32_MTRR_PHYSBASE0: u32 = 0x200;
@@ -28,6 +30,14 @@ pub const IA32_MTRR_FIX4K_C0000: u32 = 0x268;
 pub const IA32_MTRR_FIX4K_F8000: u32 = 0x26f;
 pub const IA32_PAT: u32 = 0x277;
 pub const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
+pub const IA32_FIXED_CTR0: u32 = 0x309;
+pub const IA32_PERF_CAPABILITIES: u32 = 0x345;
+pub const IA32_FIXED_CTR_CTRL: u32 = 0x38d;
+pub const IA32_PERF_GLOBAL_STATUS: u32 = 0x38e;
+pub const IA32_PERF_GLOBAL_CTRL: u32 = 0x38f;
+pub const IA32_PERF_GLOBAL_OVF_CTRL: u32 = 0x390;
+/// IA32_PMC0 in its full width.
+pub const IA32_A_PMC0: u32 = 0x4c1;
 pub const IA32_TSC_DEADLINE: u32 = 0x6e0;
 pub const IA32_PKRS: u32 = 0x6e1;
 /// The first of the x2APIC's registers: the xAPIC's offset divided by 16 is added to it.
@@ -90,6 +100,15 @@ pub const fn name(index: u32) -> Option<&'static str> {
         IA32_MTRR_FIX4K_F8000,
         IA32_PAT,
         IA32_MTRR_DEF_TYPE,
+        IA32_PERFEVTSEL0,
+        IA32_PMC0,
+        IA32_FIXED_CTR0,
+        IA32_PERF_CAPABILITIES,
+        IA32_FIXED_CTR_CTRL,
+        IA32_PERF_GLOBAL_STATUS,
+        IA32_PERF_GLOBAL_CTRL,
+        IA32_PERF_GLOBAL_OVF_CTRL,
+        IA32_A_PMC0,
         IA32_TSC_DEADLINE,
         IA32_XSS,
         IA32_EFER,

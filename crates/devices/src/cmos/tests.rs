@@ -17,7 +17,7 @@ fn bench() -> Bench {
     let (lines, time) = (RecordedLines::new(), ManualTime::new());
     time.set_wall_start(START);
     let timers = Timers::new(time.clone());
-    let config = CmosConfig { memory_below_4g: 512 << 20, memory_above_4g: 3 << 30 };
+    let config = CmosConfig { memory_below_4g: 512 << 20, memory_above_4g: 3 << 30, cpus: 3 };
     Bench { cmos: Cmos::new(&config, lines.line(IRQ), &timers), lines, time, timers }
 }
 
@@ -178,6 +178,7 @@ fn the_memory_bytes_tell_the_sizes() {
     assert_eq!(read16(0x34), (512 - 16) * 16);
     assert_eq!([0x5b, 0x5c, 0x5d].map(|index| bench.read(index)), [0x00, 0xc0, 0x00]);
     assert_eq!(bench.read(REGISTER_D), 0x80);
+    assert_eq!(bench.read(0x5f), 2, "the processors besides the first");
 }
 
 #[test]

@@ -74,6 +74,10 @@ impl InterruptController for LocalApicHandle {
         self.apic.set_task_priority(cr8 << 4);
     }
 
+    fn performance_interrupt(&self) {
+        self.apic.performance_interrupt();
+    }
+
     fn read_msr(&self, index: u32) -> Result<u64, MsrFault> {
         self.apic.read_msr(index)
     }

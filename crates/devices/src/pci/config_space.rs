@@ -52,6 +52,9 @@ pub enum ConfigError {
     /// The size is not a power of two in the kind's range.
     #[error("a base address register cannot have {0:#x} bytes")]
     BadSize(u64),
+    /// More interrupt vectors than the capability can have, or none.
+    #[error("a function cannot have {0} interrupt vectors")]
+    BadVectors(u32),
     /// The capabilities leave no room.
     #[error("no room for a capability of {0} bytes")]
     NoRoom(usize),
@@ -204,6 +207,13 @@ impl ConfigSpace {
         let writable = self.writable[index];
         self.registers[index] = before & !writable | write.merge(before) & writable;
         before
+    }
+
+    /// Sets the double word at `offset`, whatever the guest may change of it: a register that shows the function's state.
+    pub fn set(&mut self, offset: u16, value: u32) {
+        if let Some(register) = self.registers.get_mut(usize::from(offset) / 4) {
+            *register = value;
+        }
     }
 
     /// Lets the guest change the bits of `mask` in the byte at `offset`, a register of the function's own.

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! A function keeps its registers in a [`ConfigSpace`], which knows headers, base address registers and capabilities; the
-//! function itself acts on what a write changed. Lock order: the way in, the function, the machine's bus. "PCI Local Bus
+//! function itself acts on what a write changed: [`MappedBars`] moves its registers on the machine's bus, [`Msi`] and
+//! [`Msix`] send what was unmasked. Lock order: the way in, the function, the machine's bus. "PCI Local Bus
 //! Specification", *Configuration Space*; "PCI Express Base Specification", *Enhanced Configuration Access Mechanism*.
 
 use std::collections::BTreeMap;
@@ -17,11 +18,17 @@ mod config_ports;
 mod config_space;
 mod ecam;
 mod host_bridge;
+mod mapped_bars;
+mod msi;
+mod msix;
 
 pub use config_ports::{CONFIG_BASE, CONFIG_PORTS, ConfigPorts};
 pub use config_space::{Bar, BarKind, ConfigError, ConfigSpace, Header};
 pub use ecam::{ECAM_BUS_SIZE, Ecam};
 pub use host_bridge::{HostBridge, PamEffect, PamSegment};
+pub use mapped_bars::{BAR_STRIDE, MappedBars, bar_of};
+pub use msi::{Msi, MsiSink, RecordedMessages};
+pub use msix::{ENTRY_SIZE as MSIX_ENTRY_SIZE, MAX_VECTORS, Msix, MsixPlace};
 
 /// A write to a double word of configuration space: the value, and the bits of it whose bytes were written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -128,6 +128,7 @@ fn optional(feature: CpuidFeature) -> Option<Feature> {
         XSAVE => feature::XSAVE,
         XSAVEC => feature::XSAVEC,
         XSAVEOPT => feature::XSAVEOPT,
+        XSAVES => feature::XSAVES,
         _ => return None,
     })
 }

@@ -21,6 +21,8 @@ pub enum Word {
     Leaf7Edx,
     /// Leaf 07H, subleaf 1.
     Leaf7Sub1Eax,
+    /// Leaf 0AH: the version of the performance counters, which is 2 or nothing.
+    CountersEax,
     /// Leaf 0DH, subleaf 1.
     XsaveEax,
     /// Leaf 80000001H.
@@ -34,7 +36,7 @@ pub enum Word {
 }
 
 /// How many [`Word`]s there are.
-const WORDS: usize = 12;
+const WORDS: usize = 13;
 
 /// Who brings a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +107,7 @@ features! {
     SSSE3 "ssse3" Leaf1Ecx 9 Host;
     FMA "fma" Leaf1Ecx 12 Host;
     CX16 "cx16" Leaf1Ecx 13 Host;
+    PDCM "pdcm" Leaf1Ecx 15 Platform;
     PCID "pcid" Leaf1Ecx 17 Ours;
     SSE4_1 "sse4_1" Leaf1Ecx 19 Host;
     SSE4_2 "sse4_2" Leaf1Ecx 20 Host;
@@ -120,6 +123,8 @@ features! {
     HYPERVISOR "hypervisor" Leaf1Ecx 31 Platform;
 
     ARAT "arat" Leaf6Eax 2 Platform;
+
+    ARCH_PERFMON "arch_perfmon" CountersEax 1 Platform;
 
     FSGSBASE "fsgsbase" Leaf7Ebx 0 Ours;
     TSC_ADJUST "tsc_adjust" Leaf7Ebx 1 Platform;
@@ -144,12 +149,12 @@ features! {
 
     AVX512VBMI "avx512vbmi" Leaf7Ecx 1 Host;
     UMIP "umip" Leaf7Ecx 2 Ours;
+    PKU "pku" Leaf7Ecx 3 Ours;
     LA57 "la57" Leaf7Ecx 16 Ours;
     PKS "pks" Leaf7Ecx 31 Ours;
     AVX512_VBMI2 "avx512_vbmi2" Leaf7Ecx 6 Host;
     GFNI "gfni" Leaf7Ecx 8 Host;
     VAES "vaes" Leaf7Ecx 9 Host;
-    PKU "pku" Leaf7Ecx 3 Ours;
     VPCLMULQDQ "vpclmulqdq" Leaf7Ecx 10 Host;
     AVX512_VNNI "avx512_vnni" Leaf7Ecx 11 Host;
     AVX512_BITALG "avx512_bitalg" Leaf7Ecx 12 Host;
@@ -170,12 +175,13 @@ features! {
 
     AVX_VNNI "avx_vnni" Leaf7Sub1Eax 4 Host;
     AVX512_BF16 "avx512_bf16" Leaf7Sub1Eax 5 Host;
+    LAM "lam" Leaf7Sub1Eax 26 Ours;
 
     XSAVEOPT "xsaveopt" XsaveEax 0 Ours;
     XSAVEC "xsavec" XsaveEax 1 Ours;
     XGETBV1 "xgetbv1" XsaveEax 2 Ours;
+    XSAVES "xsaves" XsaveEax 3 Ours;
 
-    LAM "lam" Leaf7Sub1Eax 26 Ours;
     LAHF_LM "lahf_lm" ExtendedEcx 0 Ours;
     ABM "abm" ExtendedEcx 5 Host;
     PREFETCHW "3dnowprefetch" ExtendedEcx 8 Ours;
@@ -214,7 +220,6 @@ pub(super) const NOT_OFFERED: &[&str] = &[
     "tm2",
     "sdbg",
     "xtpr",
-    "pdcm",
     "dca",
     "osxsave",
     "ht",
@@ -245,7 +250,6 @@ pub(super) const NOT_OFFERED: &[&str] = &[
     "fred",
     "lkgs",
     "cmpccxadd",
-    "xsaves",
     "xfd",
     "svm",
     "sse4a",
@@ -254,7 +258,6 @@ pub(super) const NOT_OFFERED: &[&str] = &[
     "tbm",
     "3dnow",
     "3dnowext",
-    "arch_perfmon",
     "dtherm",
     "pln",
     "pts",
@@ -269,6 +272,7 @@ const NEEDS: &[(Feature, Feature)] = &[
     (XSAVEOPT, XSAVE),
     (XSAVEC, XSAVE),
     (XGETBV1, XSAVE),
+    (XSAVES, XSAVEC),
     (AVX, XSAVE),
     (AVX, SSE4_2),
     (FMA, AVX),
@@ -296,11 +300,12 @@ const NEEDS: &[(Feature, Feature)] = &[
     (AVX512_FP16, AVX512BW),
     (AVX512_FP16, AVX512DQ),
     (INVPCID, PCID),
+    (PKU, XSAVE),
     (FSRM, ERMS),
     (STIBP, SPEC_CTRL),
     (SSBD, SPEC_CTRL),
-    (PKU, XSAVE),
     (MCA, MCE),
+    (PDCM, ARCH_PERFMON),
 ];
 
 /// A feature by its name or alias; case does not count.

@@ -54,7 +54,7 @@ impl Host {
             Word::ExtendedEcx => self.extended.ecx,
             Word::ExtendedEdx => self.extended.edx,
             // No instruction that computes is told here.
-            Word::Leaf6Eax | Word::XsaveEax | Word::PowerEdx | Word::SizesEbx => 0,
+            Word::Leaf6Eax | Word::CountersEax | Word::XsaveEax | Word::PowerEdx | Word::SizesEbx => 0,
         };
         register >> feature.bit & 1 != 0
     }
@@ -72,12 +72,6 @@ impl Host {
     /// Family, model and stepping, where they are Intel's.
     pub fn intel_signature(&self) -> Option<u32> {
         self.is_intel.then_some(self.leaf1.eax & 0x0fff_3fff)
-    }
-
-    /// Leaf 07H EBX: how the x87 unit, which the host executes, treats the last instruction's and operand's addresses
-    /// (FDP_EXCPTN_ONLY, and FCS and FDS always zero).
-    pub fn x87_pointers(&self) -> u32 {
-        self.leaf7.ebx & (1 << 6 | 1 << 13)
     }
 
     /// Bits of a physical address.

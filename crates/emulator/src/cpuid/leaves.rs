@@ -4,13 +4,15 @@
 use x86::Xcr0;
 
 use super::feature::{self, Word};
-use super::host::Host;
 use super::{CpuModel, CpuidContext};
 use crate::native::Component;
+use crate::pmu;
 
 /// "GenuineIntel" in EBX, EDX and ECX.
 pub(super) const GENUINE_INTEL: [u32; 3] = [0x756e_6547, 0x4965_6e69, 0x6c65_746e];
 
+/// The last of them where IA32_MISC_ENABLE limits them, for software that is older than the others.
+const LAST_LIMITED: u32 = 2;
 /// The last of the basic leaves. Intel's processors answer it for leaves that they do not have, too.
 const LAST_BASIC: u32 = 0x1f;
 /// The first of the hypervisor's leaves: its signature.
@@ -32,9 +34,11 @@ const KVM_CLOCK: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// Leaf 01H ECX: CR4.OSXSAVE is set.
 const OSXSAVE: u32 = 1 << 27;
-/// Leaf 01H EDX: there is more than one logical processor, and EBX says of how many there may be (HTT).
+/// Leaf 07H EBX: FDP is updated by exceptions only that are not masked (FDP_EXCPTN_ONLY), FCS and FDS are always zero.
+const X87_POINTERS: u32 = 1 << 6 | 1 << 13;
 /// Leaf 07H ECX: CR4.PKE is set.
 const OSPKE: u32 = 1 << 4;
+/// Leaf 01H EDX: there is more than one logical processor, and EBX says of how many there may be (HTT).
 const SEVERAL: u32 = 1 << 28;
 
 /// Bytes of a cache line: CLFLUSH flushes one.
@@ -68,27 +72,27 @@ impl CpuModel {
     pub fn cpuid(&self, context: &CpuidContext, leaf: u32, subleaf: u32) -> [u32; 4] {
         match leaf {
             HYPERVISOR..=0x4fff_ffff => self.hypervisor_leaf(context, leaf),
-            EXTENDED..=LAST_EXTENDED => self.extended_leaf(leaf),
-            0..=LAST_BASIC => self.basic_leaf(context, leaf, subleaf),
-            _ => self.basic_leaf(context, LAST_BASIC, subleaf),
+            EXTENDED..=LAST_EXTENDED => self.extended_leaf(context, leaf),
+            _ => self.basic_leaf(context, leaf.min(last_basic(context)), subleaf),
         }
     }
 
     fn basic_leaf(&self, context: &CpuidContext, leaf: u32, subleaf: u32) -> [u32; 4] {
         let word = |word| self.features.word(word);
         match leaf {
-            0 => [LAST_BASIC, GENUINE_INTEL[0], GENUINE_INTEL[2], GENUINE_INTEL[1]],
+            0 => [last_basic(context), GENUINE_INTEL[0], GENUINE_INTEL[2], GENUINE_INTEL[1]],
             1 => self.version(context),
             // No descriptors of caches and TLBs here: see leaves 04H and 18H.
             2 => [0x00fe_ff01, 0, 0, 0],
             4 => self.cache(subleaf),
             6 => [word(Word::Leaf6Eax), 0, 0, 0],
             7 if subleaf == 0 => {
-                let ebx = word(Word::Leaf7Ebx) | Host::get().x87_pointers();
+                let ebx = word(Word::Leaf7Ebx) | X87_POINTERS;
                 let ospke = if context.ospke { OSPKE } else { 0 };
                 [1, ebx, word(Word::Leaf7Ecx) | ospke, word(Word::Leaf7Edx)]
             }
             7 if subleaf == 1 => [word(Word::Leaf7Sub1Eax), 0, 0, 0],
+            0xa => self.counters(),
             0xb | 0x1f => self.topology(context, subleaf),
             0xd => self.xsave(context, subleaf),
             0x15 => crystal_leaf(context.tsc_hz),
@@ -96,7 +100,7 @@ impl CpuModel {
                 let mhz = (context.tsc_hz / 1_000_000).min(0xffff) as u32;
                 [mhz, mhz, 100, 0]
             }
-            // Monitor, thermal, cache access, performance counters, resource control, SGX, trace: nothing of it.
+            // Monitor, thermal, cache access, resource control, SGX, trace: nothing of it.
             _ => [0; 4],
         }
     }
@@ -105,12 +109,13 @@ impl CpuModel {
     fn version(&self, context: &CpuidContext) -> [u32; 4] {
         let osxsave = if context.osxsave { OSXSAVE } else { 0 };
         let several = if self.cpus > 1 { SEVERAL } else { 0 };
+        let absent = if context.without_apic { 1 << feature::APIC.bit } else { 0 };
         let ids = self.cpus.next_power_of_two().min(255);
         [
             self.signature,
             context.apic_id << 24 | ids << 16 | (LINE / 8) << 8,
             self.features.word(Word::Leaf1Ecx) | osxsave,
-            self.features.word(Word::Leaf1Edx) | several,
+            self.features.word(Word::Leaf1Edx) & !absent | several,
         ]
     }
 
@@ -122,6 +127,16 @@ impl CpuModel {
         let self_initializing = 1 << 8;
         let eax = (ids.min(64) - 1) << 26 | sharing << 14 | self_initializing | cache.level << 5 | cache.kind;
         [eax, (cache.ways - 1) << 22 | (LINE - 1), cache.sets - 1, 0]
+    }
+
+    /// Leaf 0AH.
+    fn counters(&self) -> [u32; 4] {
+        if !self.has(feature::ARCH_PERFMON) {
+            return [0; 4];
+        }
+        let general = (pmu::GENERAL as u32) << 8 | pmu::WIDTH << 16 | pmu::EVENTS << 24;
+        let fixed = pmu::FIXED as u32 | pmu::WIDTH << 5;
+        [self.features.word(Word::CountersEax) | general, pmu::ABSENT_EVENTS, 0, fixed]
     }
 
     /// Leaves 0BH and 1FH: one package, of cores with one thread each.
@@ -172,11 +187,12 @@ impl CpuModel {
         }
     }
 
-    fn extended_leaf(&self, leaf: u32) -> [u32; 4] {
+    fn extended_leaf(&self, context: &CpuidContext, leaf: u32) -> [u32; 4] {
         let word = |word| self.features.word(word);
+        let absent = if context.without_nx { 1 << feature::NX.bit } else { 0 };
         match leaf {
             EXTENDED => [LAST_EXTENDED, 0, 0, 0],
-            0x8000_0001 => [0, 0, word(Word::ExtendedEcx), word(Word::ExtendedEdx)],
+            0x8000_0001 => [0, 0, word(Word::ExtendedEcx), word(Word::ExtendedEdx) & !absent],
             0x8000_0002..=0x8000_0004 => self.brand(leaf - 0x8000_0002),
             // The L2 cache: 1 MiB, 16 ways (8 stands for them).
             0x8000_0006 => [0, 0, 1024 << 16 | 8 << 12 | LINE, 0],
@@ -194,6 +210,11 @@ impl CpuModel {
         let (words, _) = text.as_chunks::<4>();
         std::array::from_fn(|n| words.get(4 * third as usize + n).map_or(0, |word| u32::from_le_bytes(*word)))
     }
+}
+
+/// The last of the basic leaves, which answers for what lies beyond.
+fn last_basic(context: &CpuidContext) -> u32 {
+    if context.limited { LAST_LIMITED } else { LAST_BASIC }
 }
 
 /// Bytes of an XSAVE area of the standard format with these states.

@@ -53,6 +53,14 @@ pub struct CpuidContext {
     pub ospke: bool,
     /// XCR0.
     pub xcr0: u64,
+    /// IA32_XSS.
+    pub xss: u64,
+    /// IA32_APIC_BASE.EN is clear: there is no local APIC.
+    pub without_apic: bool,
+    /// IA32_MISC_ENABLE: the basic leaves end with 02H.
+    pub limited: bool,
+    /// IA32_MISC_ENABLE: pages cannot be marked as not executable.
+    pub without_nx: bool,
 }
 
 /// What CPUID says in one leaf and subleaf.
@@ -185,11 +193,22 @@ impl CpuModel {
     }
 
     /// All leaves, for an engine that wants a table: OSXSAVE is clear and the XSAVE sizes are those of reset. The
-    /// hypervisor's leaves are not in it: who executes CPUID is the hypervisor.
+    /// hypervisor's leaves are not in it: who executes CPUID is the hypervisor. Nor are the performance counters, of which
+    /// each engine has its own.
     pub fn leaves(&self, apic_id: u32, tsc_hz: u64) -> Vec<CpuidLeaf> {
-        let context = CpuidContext { apic_id, tsc_hz, osxsave: false, ospke: false, xcr0: 1 };
+        let context = CpuidContext {
+            apic_id,
+            tsc_hz,
+            osxsave: false,
+            ospke: false,
+            xcr0: 1,
+            ..CpuidContext::default()
+        };
         let leaf = |leaf: u32, subleaf: Option<u32>| {
-            let [eax, ebx, ecx, edx] = self.cpuid(&context, leaf, subleaf.unwrap_or(0));
+            let [eax, ebx, mut ecx, edx] = self.cpuid(&context, leaf, subleaf.unwrap_or(0));
+            if leaf == 1 {
+                ecx &= !(1 << feature::PDCM.bit);
+            }
             CpuidLeaf { leaf, subleaf, eax, ebx, ecx, edx }
         };
         let range =

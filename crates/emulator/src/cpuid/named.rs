@@ -91,7 +91,7 @@ static SKYLAKE_CLIENT: Named = Named {
     name: "Skylake-Client",
     signature: 0x0005_06e3,
     base: Some(&BROADWELL),
-    more: &[CLFLUSHOPT, XSAVEC, XGETBV1],
+    more: &[CLFLUSHOPT, XSAVEC, XGETBV1, XSAVES],
 };
 
 static SKYLAKE_SERVER: Named = Named {

@@ -14,7 +14,7 @@ pub use debug::{mov_from_dr, mov_to_dr};
 pub use flags::{clac, cli, hlt, pause, popf, pushf, stac, sti};
 pub use hypercall::vmcall;
 pub use keys::{rdpkru, wrpkru};
-pub use time::{rdpid, rdpmc, rdtsc, rdtscp};
+pub use time::{rdpid, rdtsc, rdtscp};
 use x86::descriptor::Attributes;
 use x86::paging::Entry;
 use x86::{Cr0, Cr3, Cr4, Efer, SegmentRegister};

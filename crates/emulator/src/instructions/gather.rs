@@ -7,6 +7,7 @@ use x86::{Exception, Vector};
 
 use crate::cpu::Cpu;
 use crate::insn::{FLAT, Handler, Insn, Stop, flag};
+use crate::mmu::View;
 use crate::native::StateClass;
 use crate::native::execute;
 
@@ -99,8 +100,32 @@ fn done(cpu: &mut Cpu, insn: &Insn, how: Parameters, n: usize) {
     }
 }
 
+/// Runs a gather or scatter: neither checks alignment.
+fn without_alignment_checks(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    run: fn(&mut Cpu, &Insn) -> Result<(), Stop>,
+) -> Result<(), Stop> {
+    let view = cpu.mmu.view;
+    if view == View::UserAligned {
+        cpu.mmu.view = View::User;
+    }
+    let result = run(cpu, insn);
+    cpu.mmu.view = view;
+    result
+}
+
 /// VGATHER and VPGATHER.
 pub fn gather(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    without_alignment_checks(cpu, insn, gather_elements)
+}
+
+/// VSCATTER and VPSCATTER.
+pub fn scatter(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    without_alignment_checks(cpu, insn, scatter_elements)
+}
+
+fn gather_elements(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let how = Parameters::of(insn);
     let destination = usize::from(insn.r1 & 31);
     if how.opmask.is_none() {
@@ -127,8 +152,7 @@ pub fn gather(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     Ok(())
 }
 
-/// VSCATTER and VPSCATTER.
-pub fn scatter(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+fn scatter_elements(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let how = Parameters::of(insn);
     let source = usize::from(insn.r2 & 31);
     for n in (0..how.count).filter(|&n| n < 64) {

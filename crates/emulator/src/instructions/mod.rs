@@ -32,7 +32,7 @@ mod differential;
 mod exit;
 mod table;
 
-use iced_x86::Instruction;
+use iced_x86::{Instruction, Mnemonic};
 use x86::ExitReason;
 
 use crate::cpu::Cpu;
@@ -134,7 +134,9 @@ pub fn row(cpu: &mut Cpu, instruction: &Instruction) -> Chosen {
     }
     let row = lookup(instruction);
     if row.privileged && cpu.cpl() != 0 {
-        return chosen(forbidden, true);
+        // These two are not recognized in virtual-8086 mode, before they are privileged.
+        let unknown = cpu.mode.is_v86() && matches!(instruction.mnemonic(), Mnemonic::Lldt | Mnemonic::Ltr);
+        return chosen(if unknown { undefined } else { forbidden }, true);
     }
     if row.exits.is_some() && cpu.wires.recorder.is_some() {
         return chosen(exit::recorder(instruction), row.ends_block);

@@ -9,7 +9,8 @@ use x86::{Efer, SegmentRegister, msr};
 use crate::cpu::Cpu;
 use crate::cpuid::feature;
 use crate::insn::{Insn, Stop};
-use crate::msrs::{MACHINE_CHECK_BANKS, MICROCODE_REVISION, MISC_ENABLE_WRITABLE, MemoryTypes};
+use crate::msrs::{MACHINE_CHECK_BANKS, MICROCODE_REVISION, MemoryTypes, misc_enable};
+use crate::pmu::Pmu;
 
 /// IA32_BIOS_UPDT_TRIG: a write would load microcode.
 const BIOS_UPDATE_TRIGGER: u32 = 0x79;
@@ -20,6 +21,10 @@ const PLATFORM_INFO: u32 = 0xce;
 /// IA32_MC0_CTL; four registers follow for each bank.
 const MACHINE_CHECK_0: u32 = 0x400;
 const MACHINE_CHECK_LAST: u32 = MACHINE_CHECK_0 + 4 * MACHINE_CHECK_BANKS as u32 - 1;
+/// IA32_DEBUGCTL: LBR, which is kept and does nothing, and BTF.
+const DEBUGCTL_LBR_BTF: u64 = 3;
+/// IA32_DEBUGCTL: FREEZE_LBRS_ON_PMI and FREEZE_PERFMON_ON_PMI.
+const DEBUGCTL_FREEZE: u64 = 3 << 11;
 /// IA32_FEATURE_CONTROL: locked, with nothing enabled.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
 
@@ -60,8 +65,9 @@ const ARCH_CAPABILITIES: u64 = {
 };
 
 /// RDMSR. The driver has checked the privilege.
-pub fn rdmsr(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
+pub fn rdmsr(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let index = cpu.gpr_sized(1, 4) as u32;
+    cpu.advance_counters(insn);
     let value = cpu.read_msr(index).map_err(|MsrFault| cpu.gp0())?;
     cpu.set_gpr_sized(0, 4, value & 0xffff_ffff);
     cpu.set_gpr_sized(2, 4, value >> 32);
@@ -72,7 +78,13 @@ pub fn rdmsr(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
 pub fn wrmsr(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let index = cpu.gpr_sized(1, 4) as u32;
     let value = cpu.gpr_sized(2, 4) << 32 | cpu.gpr_sized(0, 4);
-    cpu.write_msr(index, value).map_err(|MsrFault| cpu.gp0())?;
+    let result = if Pmu::has(index) {
+        let now = cpu.moment(insn).after();
+        cpu.write_counter_msr(index, value, now)
+    } else {
+        cpu.write_msr(index, value)
+    };
+    result.map_err(|MsrFault| cpu.gp0())?;
     cpu.end_block(insn)
 }
 
@@ -106,8 +118,13 @@ impl Cpu {
             msr::IA32_SYSENTER_CS => msrs.sysenter_cs,
             msr::IA32_SYSENTER_ESP => msrs.sysenter_esp,
             msr::IA32_SYSENTER_EIP => msrs.sysenter_eip,
-            msr::IA32_MISC_ENABLE => msrs.misc_enable,
+            msr::IA32_MISC_ENABLE => {
+                let counters =
+                    if self.wires.model.has(feature::ARCH_PERFMON) { misc_enable::COUNTERS } else { 0 };
+                msrs.misc_enable | counters
+            }
             msr::IA32_DEBUGCTL => msrs.debugctl,
+            msr::IA32_XSS => self.has(feature::XSAVES).map(|()| msrs.xss)?,
             msr::IA32_PKRS => self.has(feature::PKS).map(|()| u64::from(msrs.pkrs))?,
             msr::IA32_FEATURE_CONTROL => FEATURE_CONTROL_LOCKED,
             msr::IA32_PLATFORM_ID | SMI_COUNT => 0,
@@ -127,7 +144,7 @@ impl Cpu {
             msr::KVM_WALL_CLOCK..=msr::KVM_SYSTEM_TIME | msr::KVM_WALL_CLOCK_NEW..=msr::KVM_POLL_CONTROL => {
                 return self.read_kvm_msr(index);
             }
-            _ => return Err(MsrFault),
+            _ => return self.read_counter_msr(index),
         })
     }
 
@@ -162,11 +179,22 @@ impl Cpu {
             msr::IA32_SYSENTER_ESP => self.msrs.sysenter_esp = self.canonical(value)?,
             msr::IA32_SYSENTER_EIP => self.msrs.sysenter_eip = self.canonical(value)?,
             msr::IA32_MISC_ENABLE => {
-                let fixed = self.msrs.misc_enable & !MISC_ENABLE_WRITABLE;
-                self.msrs.misc_enable = fixed | value & MISC_ENABLE_WRITABLE;
+                let mut writable = misc_enable::WRITABLE;
+                if !self.wires.model.has(feature::NX) {
+                    writable &= !misc_enable::XD_DISABLE;
+                }
+                let value = fits(value, writable | misc_enable::READ_ONLY)? & writable;
+                self.msrs.misc_enable = self.msrs.misc_enable & misc_enable::READ_ONLY | value;
             }
-            // LBR and BTF.
-            msr::IA32_DEBUGCTL => self.msrs.debugctl = fits(value, 3)?,
+            msr::IA32_XSS => {
+                self.has(feature::XSAVES)?;
+                self.msrs.xss = fits(value, 0)?;
+            }
+            msr::IA32_DEBUGCTL => {
+                let counters = self.wires.model.has(feature::ARCH_PERFMON);
+                let allowed = DEBUGCTL_LBR_BTF | if counters { DEBUGCTL_FREEZE } else { 0 };
+                self.msrs.debugctl = fits(value, allowed)?;
+            }
             msr::IA32_PKRS => {
                 self.has(feature::PKS)?;
                 self.msrs.pkrs = fits(value, 0xffff_ffff)? as u32;
@@ -177,9 +205,7 @@ impl Cpu {
             msr::IA32_MCG_STATUS => self.msrs.machine_check_status = fits(value, 7)?,
             MACHINE_CHECK_0..=MACHINE_CHECK_LAST => {
                 let n = (index - MACHINE_CHECK_0) as usize;
-                // STATUS, ADDR and MISC can only be cleared.
-                let value = if n.is_multiple_of(4) { value } else { fits(value, 0)? };
-                self.msrs.machine_check[n / 4][n % 4] = value;
+                self.msrs.machine_check[n / 4][n % 4] = bank_value(n % 4, value)?;
             }
             msr::IA32_TSC | msr::IA32_TSC_ADJUST | msr::IA32_TSC_AUX | msr::IA32_TSC_DEADLINE => {
                 return self.write_time_msr(index, value);
@@ -190,7 +216,7 @@ impl Cpu {
             msr::KVM_WALL_CLOCK..=msr::KVM_SYSTEM_TIME | msr::KVM_WALL_CLOCK_NEW..=msr::KVM_POLL_CONTROL => {
                 return self.write_kvm_msr(index, value);
             }
-            _ => return Err(MsrFault),
+            _ => return self.write_counter_msr(index, value, self.boundary_moment()),
         }
         Ok(())
     }
@@ -205,9 +231,14 @@ impl Cpu {
         self.wires.model.has(feature).then_some(()).ok_or(MsrFault)
     }
 
+    fn has_tsc_aux(&self) -> Result<(), MsrFault> {
+        self.has(feature::RDTSCP).or_else(|MsrFault| self.has(feature::RDPID))
+    }
+
     fn write_efer(&mut self, value: u64) -> Result<(), MsrFault> {
         let mut allowed = Efer::LMA | Efer::LME | Efer::SCE;
-        allowed.set(Efer::NXE, self.wires.model.has(feature::NX));
+        let disabled = self.msrs.misc_enable & misc_enable::XD_DISABLE != 0 && !self.efer.contains(Efer::NXE);
+        allowed.set(Efer::NXE, self.wires.model.has(feature::NX) && !disabled);
         let value = Efer::from_bits_retain(value);
         let changes = (self.efer ^ value) & allowed;
         if !allowed.contains(value) || changes.contains(Efer::LME) && self.paging_enabled() {
@@ -226,7 +257,7 @@ impl Cpu {
         Ok(match index {
             msr::IA32_TSC => self.tsc(),
             msr::IA32_TSC_ADJUST => self.has(feature::TSC_ADJUST).map(|()| self.msrs.tsc_adjust)?,
-            msr::IA32_TSC_AUX => self.has(feature::RDTSCP).map(|()| self.msrs.tsc_aux)?,
+            msr::IA32_TSC_AUX => self.has_tsc_aux().map(|()| self.msrs.tsc_aux)?,
             _ => {
                 match self.has(feature::TSC_DEADLINE).and_then(|()| self.wires.interrupts.read_msr(index))? {
                     0 => 0,
@@ -244,7 +275,7 @@ impl Cpu {
                 self.move_counter(value.wrapping_sub(self.msrs.tsc_adjust));
             }
             msr::IA32_TSC_AUX => {
-                self.has(feature::RDTSCP)?;
+                self.has_tsc_aux()?;
                 self.msrs.tsc_aux = fits(value, 0xffff_ffff)?;
             }
             _ => {
@@ -275,7 +306,9 @@ impl Cpu {
         match index {
             msr::IA32_SPEC_CTRL => {
                 self.has(feature::SPEC_CTRL)?;
-                self.msrs.spec_ctrl = fits(value, 7)?;
+                let bit = |feature, bit: u64| if self.wires.model.has(feature) { bit } else { 0 };
+                let (ibrs, stibp, ssbd) = (1, bit(feature::STIBP, 2), bit(feature::SSBD, 4));
+                self.msrs.spec_ctrl = fits(value, ibrs | stibp | ssbd)?;
             }
             msr::IA32_PRED_CMD => {
                 self.has(feature::SPEC_CTRL)?;
@@ -290,6 +323,7 @@ impl Cpu {
     }
 
     fn read_kvm_msr(&self, index: u32) -> Result<u64, MsrFault> {
+        self.has(feature::HYPERVISOR)?;
         match index {
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW => Ok(self.msrs.clock.system_time),
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_NEW => Ok(self.msrs.clock.wall_clock),
@@ -299,6 +333,7 @@ impl Cpu {
     }
 
     fn write_kvm_msr(&mut self, index: u32, value: u64) -> Result<(), MsrFault> {
+        self.has(feature::HYPERVISOR)?;
         match index {
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_NEW => {
                 self.msrs.clock.system_time = value;
@@ -316,7 +351,7 @@ impl Cpu {
     /// The model-specific registers that stand nowhere else in a saved state: index and value.
     pub fn saved_msrs(&self) -> Vec<(u32, u64)> {
         let banks = MACHINE_CHECK_0..=MACHINE_CHECK_LAST;
-        let indices = SAVED.iter().copied().chain(banks).chain(MemoryTypes::indices());
+        let indices = SAVED.iter().copied().chain(banks).chain(MemoryTypes::indices()).chain(Pmu::indices());
         indices.filter_map(|index| self.read_msr(index).ok().map(|value| (index, value))).collect()
     }
 
@@ -329,6 +364,10 @@ impl Cpu {
             // The counter itself is restored by its own value.
             self.msrs.tsc_adjust = value;
             return Ok(());
+        }
+        if index == msr::IA32_PERF_GLOBAL_STATUS {
+            self.has(feature::ARCH_PERFMON)?;
+            return self.pmu.restore_status(value);
         }
         self.write_msr(index, value)
     }
@@ -357,6 +396,17 @@ const SAVED: [u32; 19] = [
     msr::KVM_WALL_CLOCK_NEW,
     msr::IA32_TSC_DEADLINE,
 ];
+
+/// What a register of a machine-check bank becomes. All errors of a bank are reported or none (P6's processors have
+/// no other values of CTL, but old systems clear its bits 0 and 10), and STATUS can only be cleared.
+fn bank_value(register: usize, value: u64) -> Result<u64, MsrFault> {
+    let good = match register {
+        0 => value == 0 || value | 0x401 == u64::MAX,
+        1 => value == 0,
+        _ => true,
+    };
+    good.then_some(value).ok_or(MsrFault)
+}
 
 /// The value, where it has no bits but these.
 fn fits(value: u64, allowed: u64) -> Result<u64, MsrFault> {

@@ -3,16 +3,23 @@
 
 use std::arch::x86_64::{_rdrand64_step, _rdseed64_step};
 
-use x86::{Cr4, Flags};
+use x86::apic::ApicBase;
+use x86::{Cr4, Flags, msr};
 
 use crate::cpu::Cpu;
 use crate::cpuid::CpuidContext;
 use crate::insn::{Insn, Stop};
+use crate::msrs::misc_enable;
 
 /// How often the host is asked before the guest is told that there is no number: as often as Intel advises software.
 const TRIES: usize = 10;
 
 impl Cpu {
+    fn apic_is_disabled(&self) -> bool {
+        let base = self.wires.interrupts.read_msr(msr::IA32_APIC_BASE).unwrap_or_default();
+        !ApicBase::from_bits_retain(base).contains(ApicBase::EN)
+    }
+
     /// What CPUID's answers depend on here and now.
     pub fn cpuid_context(&self) -> CpuidContext {
         CpuidContext {
@@ -21,6 +28,10 @@ impl Cpu {
             osxsave: self.cr4.contains(Cr4::OSXSAVE),
             ospke: self.cr4.contains(Cr4::PKE),
             xcr0: self.xcr0,
+            xss: self.msrs.xss,
+            without_apic: self.apic_is_disabled(),
+            limited: self.msrs.misc_enable & misc_enable::LIMIT_CPUID != 0,
+            without_nx: self.msrs.misc_enable & misc_enable::XD_DISABLE != 0,
         }
     }
 }

@@ -289,7 +289,7 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Rdtsc => handler(control::rdtsc),
         Rdtscp => handler(control::rdtscp),
         Rdpid => handler(control::rdpid),
-        Rdpmc => handler(control::rdpmc),
+        Rdpmc => handler(crate::pmu::rdpmc),
         Rdpkru => handler(control::rdpkru),
         Wrpkru => handler(control::wrpkru),
         Rdrand => handler(processor::rdrand),
@@ -306,6 +306,8 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
         Xsavec | Xsavec64 => handler(xsave::xsavec),
         Xsaveopt | Xsaveopt64 => handler(xsave::xsaveopt),
         Xrstor | Xrstor64 => handler(xsave::xrstor),
+        Xsaves | Xsaves64 => handler(xsave::xsaves),
+        Xrstors | Xrstors64 => handler(xsave::xrstors),
 
         // Vectors of addresses.
         Vgatherdps | Vgatherdpd | Vgatherqps | Vgatherqpd | Vpgatherdd | Vpgatherdq | Vpgatherqd

@@ -4,7 +4,7 @@ use x86::{Cr0, Cr4, Exception, Vector, Xcr0};
 
 use crate::cpu::Cpu;
 use crate::insn::{Insn, Stop};
-use crate::native::{Component, VectorRegisters};
+use crate::native::Component;
 
 /// Bytes of the legacy region.
 const LEGACY: usize = 512;
@@ -18,6 +18,8 @@ const AVAILABLE: usize = 416;
 const COMPACTED: u64 = 1 << 63;
 /// The largest area.
 const LARGEST: usize = 2696;
+/// The largest component.
+const LARGEST_COMPONENT: usize = 1024;
 
 /// The components after the legacy region, in the order of their bits.
 const EXTENSIONS: [Component; 5] =
@@ -46,9 +48,61 @@ fn bytes_at(area: &[u8], at: usize) -> u64 {
     area.get(at..at + 8).and_then(|b| b.first_chunk()).map_or(0, |b| u64::from_le_bytes(*b))
 }
 
-/// Whether XMM8 to XMM15 are saved: only in 64-bit mode.
-fn legacy_len(cpu: &Cpu) -> usize {
-    if cpu.mode.is_64() { AVAILABLE } else { 288 }
+/// The bytes of a component that belong to registers which only 64-bit mode has: elsewhere they are neither saved nor
+/// restored.
+fn out_of_reach(cpu: &Cpu, component: Component) -> std::ops::Range<usize> {
+    match component {
+        _ if cpu.mode.is_64() => 0..0,
+        Component::Sse | Component::Avx => 128..256,
+        Component::ZmmHi256 => 256..512,
+        Component::Hi16Zmm => 0..1024,
+        Component::X87 | Component::Opmask | Component::Pkru => 0..0,
+    }
+}
+
+/// Saves what of a component is within reach.
+fn save(cpu: &Cpu, component: Component, area: &mut [u8]) {
+    let (kept, mut bytes) = (out_of_reach(cpu, component), [0; LARGEST_COMPONENT]);
+    let Some(area) = area.get_mut(..component.size()) else { return };
+    let bytes = &mut bytes[..component.size()];
+    bytes.copy_from_slice(area);
+    cpu.vector.save_component(component, bytes);
+    bytes[kept.clone()].copy_from_slice(&area[kept]);
+    area.copy_from_slice(bytes);
+}
+
+/// Loads what of a component is within reach, from bytes or with its initial values.
+fn load(cpu: &mut Cpu, component: Component, area: Option<&[u8]>) {
+    let (kept, mut old) = (out_of_reach(cpu, component), [0; LARGEST_COMPONENT]);
+    let old = &mut old[..component.size()];
+    cpu.vector.save_component(component, old);
+    match area.and_then(|area| area.get(..component.size())) {
+        Some(new) => cpu.vector.load_component(component, new),
+        None => cpu.vector.init_component(component),
+    }
+    if !kept.is_empty() {
+        let mut merged = [0; LARGEST_COMPONENT];
+        let merged = &mut merged[..component.size()];
+        cpu.vector.save_component(component, merged);
+        merged[kept.clone()].copy_from_slice(&old[kept]);
+        cpu.vector.load_component(component, merged);
+    }
+}
+
+/// Whether the instruction has REX.W: then the x87 pointers have 64 bits, else 32 and a selector, which is zero.
+fn is_wide(insn: &Insn) -> bool {
+    use iced_x86::Mnemonic::{
+        Fxrstor64, Fxsave64, Xrstor64, Xrstors64, Xsave64, Xsavec64, Xsaveopt64, Xsaves64,
+    };
+    [Fxsave64, Fxrstor64, Xsave64, Xsavec64, Xsaveopt64, Xsaves64, Xrstor64, Xrstors64]
+        .iter()
+        .any(|&mnemonic| mnemonic as u16 == insn.mnemonic)
+}
+
+/// Takes the selectors and the pointers' upper halves out of an x87 image.
+fn narrow_pointers(image: &mut [u8]) {
+    image[12..16].fill(0);
+    image[20..24].fill(0);
 }
 
 /// FXSAVE and FXSAVE64.
@@ -60,23 +114,29 @@ pub fn fxsave(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let mut image = [0; LEGACY];
     cpu.read_bytes(cpu.mmu.view, linear, &mut image)?;
     let sse = cpu.cr4.contains(Cr4::OSFXSR);
-    save_legacy(cpu, &mut image, true, sse, true);
+    save_legacy(cpu, insn, &mut image, Legacy { x87: true, sse, mxcsr: true });
     cpu.write_bytes(cpu.mmu.view, linear, &image[..AVAILABLE])
 }
 
-fn save_legacy(cpu: &Cpu, image: &mut [u8], x87: bool, sse: bool, mxcsr: bool) {
-    if x87 {
-        cpu.vector.save_component(Component::X87, &mut image[Component::X87.offset()..]);
+/// What is saved in the legacy region.
+struct Legacy {
+    x87: bool,
+    sse: bool,
+    mxcsr: bool,
+}
+
+fn save_legacy(cpu: &Cpu, insn: &Insn, image: &mut [u8], what: Legacy) {
+    if what.x87 {
+        save(cpu, Component::X87, &mut image[Component::X87.offset()..]);
+        if !is_wide(insn) {
+            narrow_pointers(image);
+        }
     }
-    if mxcsr {
+    if what.mxcsr {
         image[MXCSR].copy_from_slice(&cpu.vector.mxcsr_field());
     }
-    if sse {
-        let upper: [u8; 128] = image[288..AVAILABLE].try_into().unwrap_or([0; 128]);
-        cpu.vector.save_component(Component::Sse, &mut image[Component::Sse.offset()..]);
-        if legacy_len(cpu) < AVAILABLE {
-            image[288..AVAILABLE].copy_from_slice(&upper);
-        }
+    if what.sse {
+        save(cpu, Component::Sse, &mut image[Component::Sse.offset()..]);
     }
 }
 
@@ -89,9 +149,12 @@ pub fn fxrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let mut image = [0; LEGACY];
     cpu.read_bytes(cpu.mmu.view, linear, &mut image)?;
     load_mxcsr(cpu, &image)?;
-    cpu.vector.load_component(Component::X87, &image[Component::X87.offset()..]);
+    if !is_wide(insn) {
+        narrow_pointers(&mut image);
+    }
+    load(cpu, Component::X87, Some(&image[Component::X87.offset()..]));
     if cpu.cr4.contains(Cr4::OSFXSR) {
-        load_xmm(cpu, &image);
+        load(cpu, Component::Sse, Some(&image[Component::Sse.offset()..]));
     }
     Ok(())
 }
@@ -99,16 +162,6 @@ pub fn fxrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 fn load_mxcsr(cpu: &mut Cpu, image: &[u8]) -> Result<(), Stop> {
     let value = bytes_at(image, MXCSR.start) as u32;
     cpu.vector.set_mxcsr(value).map_err(|_| cpu.gp0())
-}
-
-fn load_xmm(cpu: &mut Cpu, image: &[u8]) {
-    let kept: Vec<[u8; 16]> = cpu.vector.zmm[8..16].iter().filter_map(|z| z.first_chunk().copied()).collect();
-    cpu.vector.load_component(Component::Sse, &image[Component::Sse.offset()..]);
-    if legacy_len(cpu) < AVAILABLE {
-        for (zmm, old) in cpu.vector.zmm[8..16].iter_mut().zip(&kept) {
-            zmm[..16].copy_from_slice(old);
-        }
-    }
 }
 
 /// The components that EDX:EAX and XCR0 name both.
@@ -146,9 +199,11 @@ fn save_standard(cpu: &mut Cpu, insn: &Insn, wanted: u64, written: u64) -> Resul
     let len = standard_len(wanted);
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
     let (x87, sse, avx) = (Xcr0::X87.bits(), Xcr0::SSE.bits(), Xcr0::AVX.bits());
-    save_legacy(cpu, &mut image, written & x87 != 0, written & sse != 0, wanted & (sse | avx) != 0);
+    let legacy =
+        Legacy { x87: written & x87 != 0, sse: written & sse != 0, mxcsr: wanted & (sse | avx) != 0 };
+    save_legacy(cpu, insn, &mut image, legacy);
     for component in EXTENSIONS.iter().filter(|c| written & c.bit().bits() != 0) {
-        cpu.vector.save_component(*component, &mut image[component.offset()..]);
+        save(cpu, *component, &mut image[component.offset()..]);
     }
     let kept = bytes_at(&image, LEGACY) & !wanted;
     let bitmap = kept | wanted & cpu.vector.in_use().bits();
@@ -180,15 +235,33 @@ fn compacted(components: u64) -> (Vec<(Component, usize)>, usize) {
 /// XSAVEC.
 pub fn xsavec(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let linear = xsave_area(cpu, insn, true)?;
+    save_compacted(cpu, insn, linear)
+}
+
+/// XSAVES: like XSAVEC, with the states that IA32_XSS enables; there are none of these.
+pub fn xsaves(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    check_supervisor(cpu)?;
+    let linear = xsave_area(cpu, insn, true)?;
+    save_compacted(cpu, insn, linear)
+}
+
+/// XSAVES and XRSTORS are the kernel's, and undefined for all where there is no XSAVE.
+fn check_supervisor(cpu: &mut Cpu) -> Result<(), Stop> {
+    check_available(cpu, !cpu.cr4.contains(Cr4::OSXSAVE))?;
+    if cpu.cpl() != 0 { Err(cpu.gp0()) } else { Ok(()) }
+}
+
+fn save_compacted(cpu: &mut Cpu, insn: &Insn, linear: u64) -> Result<(), Stop> {
     let wanted = requested(cpu);
     let written = wanted & in_use(cpu);
     let (places, len) = compacted(wanted);
     let mut image = [0; LARGEST];
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
     let sse = Xcr0::SSE.bits();
-    save_legacy(cpu, &mut image, written & Xcr0::X87.bits() != 0, written & sse != 0, written & sse != 0);
+    let (x87, sse) = (written & Xcr0::X87.bits() != 0, written & sse != 0);
+    save_legacy(cpu, insn, &mut image, Legacy { x87, sse, mxcsr: sse });
     for (component, at) in places.into_iter().filter(|(c, _)| written & c.bit().bits() != 0) {
-        cpu.vector.save_component(component, &mut image[at..]);
+        save(cpu, component, &mut image[at..]);
     }
     image[LEGACY..LEGACY + 8].copy_from_slice(&written.to_le_bytes());
     image[LEGACY + 8..LEGACY + 16].copy_from_slice(&(wanted | COMPACTED).to_le_bytes());
@@ -198,6 +271,17 @@ pub fn xsavec(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 /// XRSTOR, from either form.
 pub fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let linear = xsave_area(cpu, insn, false)?;
+    restore_area(cpu, insn, linear, false)
+}
+
+/// XRSTORS, from the compacted form alone.
+pub fn xrstors(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    check_supervisor(cpu)?;
+    let linear = xsave_area(cpu, insn, false)?;
+    restore_area(cpu, insn, linear, true)
+}
+
+fn restore_area(cpu: &mut Cpu, insn: &Insn, linear: u64, compact_only: bool) -> Result<(), Stop> {
     let mut image = [0; LARGEST];
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[..EXTENDED])?;
     let (present, layout) = (bytes_at(&image, LEGACY), bytes_at(&image, LEGACY + 8));
@@ -207,7 +291,7 @@ pub fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
             && layout & !COMPACTED & !cpu.xcr0 == 0
             && present & !layout == 0
     } else {
-        present & !cpu.xcr0 == 0 && layout == 0
+        !compact_only && present & !cpu.xcr0 == 0 && layout == 0
     };
     let reserved = if compact { 16..64 } else { 8..24 };
     if !valid || image[LEGACY..EXTENDED][reserved].iter().any(|&b| b != 0) {
@@ -216,11 +300,14 @@ pub fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let wanted = requested(cpu);
     let len = if compact { compacted(layout).1 } else { standard_len(wanted & present) };
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
+    if !is_wide(insn) {
+        narrow_pointers(&mut image);
+    }
     restore(cpu, &image, wanted, present, if compact { Some(layout) } else { None })
 }
 
 fn restore(cpu: &mut Cpu, image: &[u8], wanted: u64, present: u64, layout: Option<u64>) -> Result<(), Stop> {
-    let (x87, sse, avx) = (Xcr0::X87.bits(), Xcr0::SSE.bits(), Xcr0::AVX.bits());
+    let (sse, avx) = (Xcr0::SSE.bits(), Xcr0::AVX.bits());
     // The standard form loads MXCSR with SSE or AVX whatever XSTATE_BV says, the compacted one with SSE.
     match layout {
         None if wanted & (sse | avx) != 0 => load_mxcsr(cpu, image)?,
@@ -230,46 +317,18 @@ fn restore(cpu: &mut Cpu, image: &[u8], wanted: u64, present: u64, layout: Optio
         }
         _ => {}
     }
-    load_or_init(
-        &mut cpu.vector,
-        Component::X87,
-        image,
-        wanted & x87 != 0,
-        present & x87 != 0,
-        Component::X87.offset(),
-    );
-    match (wanted & sse != 0, present & sse != 0) {
-        (true, true) => load_xmm(cpu, image),
-        (true, false) => cpu.vector.init_component(Component::Sse),
-        _ => {}
-    }
     let places = match layout {
         Some(layout) => compacted(layout).0,
         None => EXTENSIONS.into_iter().map(|c| (c, c.offset())).collect(),
     };
-    for component in EXTENSIONS {
-        let bit = component.bit().bits();
-        let place = places.iter().find(|(c, _)| *c == component).map(|&(_, at)| at);
-        let (from, here) = (place.unwrap_or(0), present & bit != 0 && place.is_some());
-        load_or_init(&mut cpu.vector, component, image, wanted & bit != 0, here, from);
+    let legacy = [Component::X87, Component::Sse].map(|component| (component, component.offset()));
+    for component in Component::ALL.into_iter().filter(|c| wanted & c.bit().bits() != 0) {
+        let place = legacy.iter().chain(&places).find(|(c, _)| *c == component).map(|&(_, at)| at);
+        let here = place.filter(|_| present & component.bit().bits() != 0);
+        load(cpu, component, here.and_then(|at| image.get(at..)));
     }
     cpu.update_keys();
     Ok(())
-}
-
-fn load_or_init(
-    vector: &mut VectorRegisters,
-    component: Component,
-    image: &[u8],
-    wanted: bool,
-    present: bool,
-    at: usize,
-) {
-    match (wanted, present, image.get(at..)) {
-        (true, true, Some(bytes)) => vector.load_component(component, bytes),
-        (true, ..) => vector.init_component(component),
-        _ => {}
-    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ pub mod slot {
     pub const CALL: i32 = 144;
     /// RDX, while x87 state is saved or loaded.
     pub const KEPT: i32 = 152;
+    /// RIP of the last x87 instruction, while x87 state is live.
+    pub const X87_RIP: i32 = 160;
     /// The frame's size: with the return address and six saved registers a multiple of 16.
     pub const SIZE: i32 = 168;
 }

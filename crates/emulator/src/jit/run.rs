@@ -123,6 +123,14 @@ impl Interpreter {
     /// Runs translated code until it leaves. `None`: find the block at RIP.
     pub(crate) fn run_translated(&mut self, code: u64, regime: Regime) -> Option<Leave> {
         let word = self.attention.word_address();
+        let start = match self.cpu.pmu.deadline() {
+            u64::MAX => 0,
+            _ if self.jit.as_mut().is_some_and(Jit::count_down) => {
+                self.forget();
+                return None;
+            }
+            _ => !self.instructions_left(),
+        };
         let mut context = Context {
             registers: self.cpu.registers.all_mut().as_mut_ptr() as u64,
             flags: to_frame(self.cpu.flags.bits()),
@@ -136,6 +144,8 @@ impl Interpreter {
             step: step as *const () as u64,
             vector: (&raw mut *self.cpu.vector) as u64,
             x87_area: self.jit.as_mut().map_or(0, Jit::x87_area),
+            count: start,
+            start,
             ..Context::default()
         };
         let this: *mut Self = self;
@@ -147,14 +157,16 @@ impl Interpreter {
             let jit = (*this).jit.as_ref()?;
             jit.enter(&mut context, code)
         };
-        self.cpu.instructions = self.cpu.instructions.wrapping_add(context.count);
+        let executed = context.count.wrapping_sub(start);
+        self.cpu.instructions = self.cpu.instructions.wrapping_add(executed);
+        self.cpu.translated = 0;
         if let Some(panic) = self.panic.take() {
             resume_unwind(panic);
         }
         if why == exit::DISPATCH {
             self.cpu.rip = context.rip;
             self.cpu.flags.set_bits(from_frame(context.flags));
-            if context.count == 0 {
+            if executed == 0 {
                 self.found_changed(context.rip, regime);
             }
             return None;
@@ -201,6 +213,8 @@ impl Interpreter {
         let block = *self.blocks.get(call.block);
         (cpu.block_rip, cpu.rip) = (block.rip, block.end);
         cpu.mmu.executing = block.pages;
+        let executed = context.count.wrapping_sub(context.start);
+        cpu.translated = executed.wrapping_add_signed(call.pending.into());
         let at = *self.blocks.insn(call.insn);
         if let Err(stop) = (at.run)(cpu, &at) {
             self.stopped_at = Some((call, stop));

@@ -316,6 +316,10 @@ impl Translator<'_> {
                 self.a.store(host, RSP, at);
             }
         }
+        if vector.is_some_and(|used| used.is_pointed_to) {
+            self.a.mov_immediate(SCRATCH, i.ip());
+            self.a.store(SCRATCH, RSP, crate::jit::frame::slot::X87_RIP);
+        }
         if modified != 0 {
             self.at.flags = Flags::Host;
             self.at.recipe = flags::recipe(i);

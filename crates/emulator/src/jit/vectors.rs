@@ -30,6 +30,8 @@ pub struct Use {
     pub need: u8,
     /// The linear address of its memory operand must be a multiple of this many bytes; 1 where any will do.
     pub alignment: u16,
+    /// Whether FIP points to it afterwards.
+    pub is_pointed_to: bool,
 }
 
 impl Use {
@@ -52,7 +54,8 @@ impl Use {
             StateClass::Sse => SSE,
             StateClass::Avx | StateClass::Avx512 => FULL,
         };
-        Some(Self { need, alignment: native.memory.map_or(1, |memory| memory.alignment) })
+        let alignment = native.memory.map_or(1, |memory| memory.alignment);
+        Some(Self { need, alignment, is_pointed_to: native.is_pointed_to })
     }
 }
 
@@ -275,28 +278,33 @@ fn load_x87(a: &mut Assembler) {
     done(a, X87);
 }
 
-/// Copies the x87 state to its area, or back, when the pointers to the last instruction, the host's, become zero.
+/// Copies the x87 state to its area, or back. FIP is in the frame meanwhile, and the other pointers to the last instruction
+/// stay as they are: they only follow unmasked exceptions.
 fn copy_image(a: &mut Assembler, load: bool) {
-    for at in (0..IMAGE_BYTES).step_by(8) {
-        let pointers = at == 8 || at == 16 || at == 24;
-        if pointers && (load || at == 24) {
-            continue;
-        }
-        let (from, to) =
-            if load { (slot::VECTOR, slot::X87_AREA) } else { (slot::X87_AREA, slot::VECTOR) };
-        let (source, target) = if load { (IMAGE + at, at) } else { (at, IMAGE + at) };
+    const FIP: i32 = 8;
+    let (from, to) = if load { (slot::VECTOR, slot::X87_AREA) } else { (slot::X87_AREA, slot::VECTOR) };
+    let (source, target) = if load { (IMAGE, 0) } else { (0, IMAGE) };
+    let mut copy = |at: i32, wide: bool| {
         a.load(SCRATCH, RSP, CALLED + from);
-        a.load(ADDRESS, SCRATCH, source);
-        if at == 0 {
-            // Without the last opcode.
-            a.shift(4, ADDRESS, 16);
-            a.shift(5, ADDRESS, 16);
-        }
-        if pointers {
-            a.mov_immediate(ADDRESS, 0);
-        }
+        a.memory(wide, &[0x8b], ADDRESS, SCRATCH, source + at);
         a.load(SCRATCH, RSP, CALLED + to);
-        a.store(ADDRESS, SCRATCH, target);
+        a.memory(wide, &[0x89], ADDRESS, SCRATCH, target + at);
+    };
+    // Control and status; the tags, with the last opcode; the registers.
+    copy(0, false);
+    (32..IMAGE_BYTES).step_by(8).for_each(|at| copy(at, true));
+    a.load(SCRATCH, RSP, CALLED + from);
+    a.memory(false, &[0x0f, 0xb7], ADDRESS, SCRATCH, source + 4);
+    a.load(SCRATCH, RSP, CALLED + to);
+    a.bytes.push(0x66);
+    a.memory(false, &[0x89], ADDRESS, SCRATCH, target + 4);
+    a.load(SCRATCH, RSP, CALLED + slot::VECTOR);
+    if load {
+        a.load(ADDRESS, SCRATCH, IMAGE + FIP);
+        a.store(ADDRESS, RSP, CALLED + slot::X87_RIP);
+    } else {
+        a.load(ADDRESS, RSP, CALLED + slot::X87_RIP);
+        a.store(ADDRESS, SCRATCH, IMAGE + FIP);
     }
 }
 

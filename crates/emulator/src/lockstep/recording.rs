@@ -22,6 +22,7 @@ enum Question {
     TakeEvent(bool),
     TaskPriority,
     SetTaskPriority(u8),
+    PerformanceInterrupt,
     ReadMsr(u32),
     WriteMsr(u32, u64),
 }
@@ -175,6 +176,10 @@ impl InterruptController for Recording<Arc<dyn InterruptController>> {
         self.inner.set_task_priority(cr8);
         self.number(Question::SetTaskPriority(cr8), 0);
     }
+    fn performance_interrupt(&self) {
+        self.inner.performance_interrupt();
+        self.number(Question::PerformanceInterrupt, 0);
+    }
     fn read_msr(&self, index: u32) -> Result<u64, MsrFault> {
         let value = self.inner.read_msr(index);
         self.log.record(Question::ReadMsr(index), Answer::Msr(value));
@@ -275,6 +280,9 @@ impl InterruptController for Replay {
     }
     fn set_task_priority(&self, cr8: u8) {
         self.number(&Question::SetTaskPriority(cr8));
+    }
+    fn performance_interrupt(&self) {
+        self.number(&Question::PerformanceInterrupt);
     }
     fn read_msr(&self, index: u32) -> Result<u64, MsrFault> {
         self.msr(&Question::ReadMsr(index))

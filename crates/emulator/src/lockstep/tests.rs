@@ -94,6 +94,7 @@ impl InterruptController for Interrupts {
     fn write_msr(&self, _: u32, _: u64) -> Result<(), MsrFault> {
         Ok(())
     }
+    fn performance_interrupt(&self) {}
 }
 
 /// Time that passes whenever somebody looks.

@@ -307,10 +307,11 @@ impl Cpu {
         if self.mode.is_64() && !self.mmu.paging.is_canonical(last) {
             return Err(self.raise(Exception { address: last, ..Exception::gp(0) }));
         }
-        let first = self.target(view, linear, access)?;
         if view == View::UserAligned {
+            // The processor finds it before it has translated the address.
             self.check_alignment(linear, size)?;
         }
+        let first = self.target(view, linear, access)?;
         if in_first >= size {
             return Ok(match first {
                 Target::Ram(offset) => Place::Ram(offset),
@@ -329,11 +330,26 @@ impl Cpu {
         self.place_slow(self.mmu.view, linear, size, access)
     }
 
-    /// #AC where an operand of 2, 4 or 8 bytes, or one of x87's 10, is not aligned. Larger ones have their own rules.
-    fn check_alignment(&mut self, linear: u64, size: u64) -> Result<(), Stop> {
+    /// The same for an instruction that never checks alignment.
+    ///
+    /// # Errors
+    /// As [`Cpu::target`].
+    pub fn place_unchecked(&mut self, linear: u64, size: u64, access: Access) -> Result<Place, Stop> {
+        let view = if self.mmu.view == View::UserAligned { View::User } else { self.mmu.view };
+        self.place_slow(view, linear, size, access)
+    }
+
+    /// #AC where an operand of 2, 4 or 8 bytes, or one of x87's, is not aligned. Others have their own rules.
+    ///
+    /// # Errors
+    /// #AC.
+    pub(crate) fn check_alignment(&mut self, linear: u64, size: u64) -> Result<(), Stop> {
         let alignment = match size {
             2 | 4 | 8 => size,
             10 => 8,
+            // x87's environment and state, by operand size.
+            14 | 94 => 2,
+            28 | 108 => 4,
             _ => 1,
         };
         if linear.is_multiple_of(alignment) {

@@ -7,7 +7,7 @@ use x86::{Cr4, Exception, Vector};
 use super::{MemoryKind, MemoryUse, NativeFault, NativeInsn, StateClass, VectorRegisters};
 use crate::cpu::Cpu;
 use crate::insn::{Handler, Insn, Stop, flag};
-use crate::mmu::{Access, Place};
+use crate::mmu::{Access, Place, View};
 use crate::mode::VectorMode;
 
 /// The largest memory operand, in bytes.
@@ -78,13 +78,13 @@ fn device_not_available(cpu: &mut Cpu, _: &Insn) -> Result<(), Stop> {
 fn registers(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let native = cpu.native.insns[insn.aux as usize];
     let mut flags = 0;
-    call(cpu, &native, &mut flags, std::ptr::null_mut())
+    call(cpu, insn, &native, &mut flags, std::ptr::null_mut())
 }
 
 fn registers_and_flags(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let native = cpu.native.insns[insn.aux as usize];
     let mut flags = cpu.flags.bits();
-    call(cpu, &native, &mut flags, std::ptr::null_mut())?;
+    call(cpu, insn, &native, &mut flags, std::ptr::null_mut())?;
     cpu.flags.set_bits(flags);
     Ok(())
 }
@@ -103,7 +103,7 @@ fn memory_and_flags(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 #[inline(always)]
 fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> {
     let native = cpu.native.insns[insn.aux as usize];
-    let Some(operand) = native.memory else { return call(cpu, &native, flags, std::ptr::null_mut()) };
+    let Some(operand) = native.memory else { return call(cpu, insn, &native, flags, std::ptr::null_mut()) };
     let size = u64::from(operand.size).max(1);
     if native.waits && cpu.vector.x87_exception_pending() {
         // An earlier instruction's exception goes before this one's faults.
@@ -112,7 +112,7 @@ fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> 
     let linear = if insn.has(flag::CHECKED) {
         match checked_linear(cpu, insn, operand) {
             Ok(linear) => linear,
-            Err(stop) => return refused_store(cpu, &native, operand, flags, stop),
+            Err(stop) => return refused_store(cpu, insn, &native, flags, stop),
         }
     } else {
         let linear = cpu.linear::<false>(insn, size)?;
@@ -129,8 +129,8 @@ fn with_memory(cpu: &mut Cpu, insn: &Insn, flags: &mut u64) -> Result<(), Stop> 
         cpu.mmu.tlb.read(view, linear, size)
     };
     match found {
-        Some(offset) => in_place(cpu, &native, flags, offset),
-        None => through_copy(cpu, &native, operand, flags, linear),
+        Some(offset) => in_place(cpu, insn, &native, flags, offset),
+        None => through_copy(cpu, insn, &native, flags, linear),
     }
 }
 
@@ -155,18 +155,59 @@ fn checked_linear(cpu: &mut Cpu, insn: &Insn, operand: MemoryUse) -> Result<u64,
 }
 
 #[inline(always)]
-fn in_place(cpu: &mut Cpu, native: &NativeInsn, flags: &mut u64, offset: Offset) -> Result<(), Stop> {
+fn in_place(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    native: &NativeInsn,
+    flags: &mut u64,
+    offset: Offset,
+) -> Result<(), Stop> {
     let at = cpu.memory.host_address(offset).unwrap_or(0);
-    call(cpu, native, flags, at as *mut u8)
+    call(cpu, insn, native, flags, at as *mut u8)
 }
 
 /// Executes the instruction; `at` is its operand, present whenever it has one, and no shorter than it.
 #[inline(always)]
-fn call(cpu: &mut Cpu, native: &NativeInsn, flags: &mut u64, at: *mut u8) -> Result<(), Stop> {
+fn call(cpu: &mut Cpu, insn: &Insn, native: &NativeInsn, flags: &mut u64, at: *mut u8) -> Result<(), Stop> {
     // SAFETY: `at` is either a copy on the stack that is as large as any operand, or guest RAM within a page
     // (the translation cache gave its offset for the operand's whole size), which stays mapped while `cpu` has it.
     let result = unsafe { cpu.native.unit.run(native, cpu.registers.all_mut(), flags, &mut cpu.vector, at) };
-    result.map_err(|fault| raise(cpu, fault))
+    result.map_err(|fault| raise(cpu, fault))?;
+    if native.is_pointed_to {
+        note_x87(cpu, insn, native);
+    }
+    Ok(())
+}
+
+/// An x87 instruction is complete: FIP points to it. FOP and FDP follow only where it raised an exception that is not
+/// masked. SDM vol. 1, *x87 FPU Instruction and Data (Operand) Pointers*.
+fn note_x87(cpu: &mut Cpu, insn: &Insn, native: &NativeInsn) {
+    let (mut opcode, _, mut data) = cpu.vector.x87_pointers();
+    if cpu.vector.x87_exception_pending() {
+        opcode = x87_opcode(cpu, insn).unwrap_or(opcode);
+        if native.memory.is_some() {
+            data = cpu.effective(insn);
+        }
+    }
+    let instruction = cpu.this_rip(insn);
+    cpu.vector.set_x87_pointers((opcode, instruction, data));
+}
+
+/// FOP of an instruction: the low bits of its first opcode byte, and the second byte.
+#[cold]
+fn x87_opcode(cpu: &mut Cpu, insn: &Insn) -> Option<u16> {
+    let mut bytes = [0; 15];
+    let bytes = bytes.get_mut(..usize::from(insn.len))?;
+    let rip = cpu.this_rip(insn);
+    let linear = if cpu.mode.is_64() { rip } else { rip.wrapping_add(cpu.bases[1]) & 0xffff_ffff };
+    if cpu.fetch_bytes(cpu.mmu.view, linear, bytes).is_err() {
+        // Another processor has taken the page away meanwhile.
+        cpu.fault = None;
+        return None;
+    }
+    // No prefix looks like these opcodes.
+    let at = bytes.iter().position(|byte| byte & 0xf8 == 0xd8)?;
+    Some(u16::from(bytes[at] & 7) << 8 | u16::from(*bytes.get(at + 1)?))
 }
 
 #[cold]
@@ -191,23 +232,24 @@ struct Copy([u8; LARGEST]);
 #[inline(never)]
 fn through_copy(
     cpu: &mut Cpu,
+    insn: &Insn,
     native: &NativeInsn,
-    operand: MemoryUse,
     flags: &mut u64,
     linear: u64,
 ) -> Result<(), Stop> {
+    let Some(operand) = native.memory else { return Ok(()) };
     let size = usize::from(operand.size).clamp(1, LARGEST);
     let access = if operand.writes { Access::Write } else { Access::Read };
     if operand.kind == MemoryKind::Whole && !operand.reads {
-        return store_copy(cpu, native, flags, linear, size);
+        return store_copy(cpu, insn, native, flags, linear);
     }
     if operand.kind == MemoryKind::Whole {
-        let place = cpu.place_for(linear, size as u64, access)?;
+        let place = place(cpu, operand, linear, access)?;
         let mut copy = Copy([0; LARGEST]);
         if operand.reads {
             cpu.read_place(place, &mut copy.0[..size]);
         }
-        call(cpu, native, flags, copy.0.as_mut_ptr())?;
+        call(cpu, insn, native, flags, copy.0.as_mut_ptr())?;
         if operand.writes {
             cpu.write_place(place, &copy.0[..size]);
         }
@@ -223,6 +265,9 @@ fn through_copy(
         // Before any of it is looked up.
         return Err(cpu.raise(Exception { address: bad, ..Exception::gp(0) }));
     }
+    if operand.checks_alignment && touched != 0 && cpu.mmu.view == View::UserAligned {
+        cpu.check_alignment(linear, size as u64)?;
+    }
     let mut places: [Option<Place>; 64] = [None; 64];
     let mut copy = Copy([0; LARGEST]);
     for (at, slot) in
@@ -234,7 +279,7 @@ fn through_copy(
         }
         *slot = Some(place);
     }
-    call(cpu, native, flags, copy.0.as_mut_ptr())?;
+    call(cpu, insn, native, flags, copy.0.as_mut_ptr())?;
     if operand.writes {
         for (at, place) in places.iter().enumerate() {
             if let Some(place) = place {
@@ -245,21 +290,32 @@ fn through_copy(
     Ok(())
 }
 
+/// Where a whole operand lies.
+fn place(cpu: &mut Cpu, operand: MemoryUse, linear: u64, access: Access) -> Result<Place, Stop> {
+    let size = u64::from(operand.size).clamp(1, LARGEST as u64);
+    match operand.checks_alignment {
+        true => cpu.place_for(linear, size, access),
+        false => cpu.place_unchecked(linear, size, access),
+    }
+}
+
 /// A plain store: what computing its value raises goes before the faults of the access, and an unmasked x87 exception
 /// other than the inexact result keeps it from happening. SDM vol. 1, *x87 FPU Exception Conditions*.
 fn store_copy(
     cpu: &mut Cpu,
+    insn: &Insn,
     native: &NativeInsn,
     flags: &mut u64,
     linear: u64,
-    size: usize,
 ) -> Result<(), Stop> {
+    let Some(operand) = native.memory else { return Ok(()) };
+    let size = usize::from(operand.size).clamp(1, LARGEST);
     let before = cpu.vector.clone();
     let mut copy = Copy([0; LARGEST]);
-    if !computes(cpu, native, flags, &mut copy)? {
+    if !computes(cpu, insn, native, flags, &mut copy)? {
         return Ok(());
     }
-    match cpu.place_for(linear, size as u64, Access::Write) {
+    match place(cpu, operand, linear, Access::Write) {
         Ok(place) => {
             cpu.write_place(place, &copy.0[..size]);
             Ok(())
@@ -272,11 +328,17 @@ fn store_copy(
 }
 
 /// Computes what a store would write. Tells whether it is to be written.
-fn computes(cpu: &mut Cpu, native: &NativeInsn, flags: &mut u64, copy: &mut Copy) -> Result<bool, Stop> {
+fn computes(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    native: &NativeInsn,
+    flags: &mut u64,
+    copy: &mut Copy,
+) -> Result<bool, Stop> {
     /// All but the inexact result.
     const BEFORE_STORE: u16 = 0x1f;
     let pending = cpu.vector.x87_exception_pending();
-    call(cpu, native, flags, copy.0.as_mut_ptr())?;
+    call(cpu, insn, native, flags, copy.0.as_mut_ptr())?;
     let unmasked = cpu.vector.x87_status() & !cpu.vector.x87_control() & BEFORE_STORE;
     Ok(native.class != StateClass::X87 || unmasked == 0 || pending)
 }
@@ -293,16 +355,16 @@ fn undo(cpu: &mut Cpu, before: Box<VectorRegisters>) {
 #[cold]
 fn refused_store(
     cpu: &mut Cpu,
+    insn: &Insn,
     native: &NativeInsn,
-    operand: MemoryUse,
     flags: &mut u64,
     stop: Stop,
 ) -> Result<(), Stop> {
-    if operand.reads || operand.kind != MemoryKind::Whole {
+    if native.memory.is_none_or(|operand| operand.reads || operand.kind != MemoryKind::Whole) {
         return Err(stop);
     }
     let (fault, before) = (cpu.fault, cpu.vector.clone());
-    if !computes(cpu, native, flags, &mut Copy([0; LARGEST]))? {
+    if !computes(cpu, insn, native, flags, &mut Copy([0; LARGEST]))? {
         return Ok(());
     }
     undo(cpu, before);

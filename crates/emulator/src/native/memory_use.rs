@@ -17,6 +17,9 @@ pub struct MemoryUse {
     pub reads: bool,
     /// Whether the instruction writes it.
     pub writes: bool,
+    /// Whether it raises #AC where it is not aligned, if alignment is checked: all but the conversions of half-precision
+    /// numbers do.
+    pub checks_alignment: bool,
     /// What part of it the instruction touches.
     pub kind: MemoryKind,
 }
@@ -66,9 +69,12 @@ impl MemoryUse {
         let access = info.op_access(operand);
         let size = instruction.memory_size().size() as u16;
         let kind = kind(instruction, operand);
+        let converts = matches!(instruction.mnemonic(), Mnemonic::Vcvtph2ps | Mnemonic::Vcvtps2ph);
+        let checks_alignment = !converts;
         // A masked store that touches its whole operand (VEXTRACTF32X4) keeps what the mask leaves alone.
         let keeps = kind == MemoryKind::Whole && instruction.op_mask() != Register::None;
         Some(Self {
+            checks_alignment,
             size,
             alignment: if needs_alignment(instruction) { size } else { 1 },
             reads: keeps

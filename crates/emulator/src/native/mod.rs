@@ -76,6 +76,8 @@ pub struct NativeInsn {
     action: Action,
     /// Whether a pending x87 exception is raised first.
     waits: bool,
+    /// Whether it is what FIP points to afterwards.
+    pub(crate) is_pointed_to: bool,
     /// What MXCSR has to do with it.
     mxcsr: MxcsrUse,
     /// Which registers it uses.
@@ -179,6 +181,7 @@ impl NativeUnit {
             stub,
             action,
             waits: plan.waits,
+            is_pointed_to: is_pointed_to(&plan),
             mxcsr: plan.mxcsr,
             class: class(&plan),
             memory: plan.memory,
@@ -285,8 +288,15 @@ impl NativeUnit {
                 // SAFETY: the caller's promise.
                 return unsafe { self.run_unmasked(insn, gprs, rflags, vector, memory) };
             }
-            // SAFETY: the caller's promise.
-            Action::Call | Action::CheckedCall => unsafe { self.call(insn, gprs, rflags, vector, memory) },
+            Action::Call | Action::CheckedCall => {
+                let pointers = vector.x87_pointers();
+                // SAFETY: the caller's promise.
+                unsafe { self.call(insn, gprs, rflags, vector, memory) };
+                if insn.is_pointed_to {
+                    // The stub's own place and opcode are not for the guest's eyes.
+                    vector.set_x87_pointers(pointers);
+                }
+            }
         }
         Ok(())
     }
@@ -400,6 +410,14 @@ fn action(plan: &Plan) -> Action {
         _ if plan.waits || plan.mxcsr != MxcsrUse::None => Action::CheckedCall,
         _ => Action::Call,
     }
+}
+
+/// Whether the processor notes where an instruction is: all of x87 but those that work on the unit's controls.
+fn is_pointed_to(plan: &Plan) -> bool {
+    use Mnemonic::*;
+    plan.waits
+        && class(plan) == StateClass::X87
+        && !matches!(plan.instruction.mnemonic(), Fldcw | Fldenv | Frstor | Frstpm)
 }
 
 fn class(plan: &Plan) -> StateClass {

@@ -259,6 +259,19 @@ impl VectorRegisters {
         u16::from_le_bytes([self.x87[2], self.x87[3]])
     }
 
+    /// Opcode, instruction pointer and data pointer of the last x87 instructions (FOP, FIP and FDP).
+    pub fn x87_pointers(&self) -> (u16, u64, u64) {
+        let pointer = |at: usize| self.x87[at..at + 8].first_chunk().map_or(0, |b| u64::from_le_bytes(*b));
+        (u16::from_le_bytes([self.x87[6], self.x87[7]]), pointer(8), pointer(16))
+    }
+
+    /// Sets them. FCS and FDS are always zero, as leaf 07H of CPUID says.
+    pub fn set_x87_pointers(&mut self, (opcode, instruction, data): (u16, u64, u64)) {
+        self.x87[6..8].copy_from_slice(&(opcode & 0x7ff).to_le_bytes());
+        self.x87[8..16].copy_from_slice(&instruction.to_le_bytes());
+        self.x87[16..24].copy_from_slice(&data.to_le_bytes());
+    }
+
     /// Whether an unmasked x87 exception waits: #MF at the next waiting x87 or MMX instruction.
     #[inline]
     pub fn x87_exception_pending(&self) -> bool {
@@ -284,6 +297,7 @@ impl VectorRegisters {
         let status = self.x87_status() & !X87_SUMMARY | summary;
         self.x87[2..4].copy_from_slice(&status.to_le_bytes());
         self.x87[5] = 0;
+        self.x87[7] &= 7;
         for register in self.x87[32..X87_IMAGE].chunks_exact_mut(16) {
             register[10..].fill(0);
         }

@@ -296,10 +296,6 @@ impl Stub<'_> {
     fn epilogue(&mut self) -> Result<(), NoStub> {
         if self.plan.x87 {
             self.emit(Instruction::with1(Code::Fxsave64_m512byte, vector_field(&self.at, x87_at(0))))?;
-            // Opcode and pointers of the last instruction are the host's: not for the guest's eyes.
-            self.emit(Instruction::with2(Code::Mov_rm16_imm16, vector_field(&self.at, x87_at(6)), 0))?;
-            self.emit(Instruction::with2(Code::Mov_rm64_imm32, vector_field(&self.at, x87_at(8)), 0))?;
-            self.emit(Instruction::with2(Code::Mov_rm64_imm32, vector_field(&self.at, x87_at(16)), 0))?;
             self.emit(Ok(Instruction::with(Code::Fninit)))?;
         }
         if self.plan.mxcsr != MxcsrUse::None {

@@ -165,11 +165,11 @@ unsafe fn map_exit() -> bool {
     }
     // SAFETY: the new page; the code is JMP to the address behind it.
     unsafe {
-        let Some(at) = map(EXIT) else { return false };
-        let at = at.cast::<u8>();
+        let Some(page) = map(EXIT & !0xfff) else { return false };
+        let at = page.cast::<u8>().add((EXIT & 0xfff) as usize);
         at.copy_from_nonoverlapping([0xff, 0x25, 0, 0, 0, 0].as_ptr(), 6);
-        at.add(6).cast::<u64>().write_unaligned(switch::leave as *const () as u64);
-        libc::mprotect(at.cast(), PAGE, libc::PROT_READ | libc::PROT_EXEC) == 0
+        at.add(6).cast::<u64>().write(switch::leave as *const () as u64);
+        libc::mprotect(page, PAGE, libc::PROT_READ | libc::PROT_EXEC) == 0
     }
 }
 
@@ -384,13 +384,14 @@ unsafe fn load(state: &mut State, case: &mut Case, outcome: &mut Outcome) {
 
 /// Writes the code, with what leaves it behind it, over the one before.
 unsafe fn put_code(state: &mut State, case: &Case) {
-    let (code, leave) = (case.code(), layout::leave(case.mode));
-    let len = code.len() + leave.len();
+    let code = case.code();
+    let (leave, leave_len) = layout::leave(case.mode, code.len());
+    let len = code.len() + leave_len;
     // SAFETY: the alias has all pages, and the page of code room for the longest.
     unsafe {
         let at = state.alias.add(ARENA_LEN + CODE_AT as usize);
         at.copy_from_nonoverlapping(code.as_ptr(), code.len());
-        at.add(code.len()).copy_from_nonoverlapping(leave.as_ptr(), leave.len());
+        at.add(code.len()).copy_from_nonoverlapping(leave.as_ptr(), leave_len);
         if state.code_len > len {
             at.add(len).write_bytes(FILLER, state.code_len - len);
         }

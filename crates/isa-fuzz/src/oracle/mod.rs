@@ -96,14 +96,16 @@ impl Oracle {
 
     /// Hands cases to the child, [`BATCH`] at most, which executes them meanwhile. At most two batches may be on
     /// their way. Gives a ticket for [`Oracle::wait`].
-    pub fn submit(&mut self, cases: &[Case]) -> usize {
+    pub fn submit<'a>(&mut self, cases: impl Iterator<Item = &'a Case>) -> usize {
         let ticket = self.next;
         self.next ^= 1;
         // SAFETY: the slot is the parent's while `submitted` is 0, which `wait` has seen.
         let slot = unsafe { &mut (*self.shared.as_ptr()).slots[ticket] };
-        let count = cases.len().min(BATCH);
-        slot.cases[..count].copy_from_slice(&cases[..count]);
-        slot.count = count as u32;
+        slot.count = 0;
+        for (place, case) in slot.cases.iter_mut().zip(cases) {
+            *place = *case;
+            slot.count += 1;
+        }
         slot.submitted.store(1, Ordering::Release);
         wake(&slot.submitted);
         ticket
@@ -132,7 +134,7 @@ impl Oracle {
     /// # Errors
     /// [`OracleError::Lost`].
     pub fn run_one(&mut self, case: &Case) -> Result<Outcome, OracleError> {
-        let ticket = self.submit(std::slice::from_ref(case));
+        let ticket = self.submit(std::iter::once(case));
         Ok(self.wait(ticket)?[0])
     }
 }

@@ -6,7 +6,6 @@ use ::acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use devices::{acpi_pm, cmos, reset};
 
 use super::{OEM, OEM_REVISION, OEM_TABLE, bytes};
-use crate::layout;
 
 /// Latencies that mean "there is no such state", in microseconds.
 const NO_C2: u16 = 101;
@@ -19,12 +18,12 @@ mod boot_architecture {
     pub(super) const NO_VGA: u16 = 1 << 2;
 }
 
-/// The table, with the DSDT at `dsdt`.
+/// The table, with the DSDT at `dsdt` and the FACS at `facs`.
 ///
 /// The power button is fixed hardware (its flag is clear); there is no sleep button and no wake-up by the clock.
-pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
+pub(super) fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
-        .firmware_ctrl_32(layout::FACS as u32)
+        .firmware_ctrl_32(facs as u32)
         .preferred_pm_profile(PmProfile::Unspecified);
     for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::FixRtc, Flags::ResetRegSup] {
         fadt = fadt.flag(flag);

@@ -7,12 +7,14 @@
 mod dsdt;
 mod fixed;
 mod hpet;
+mod loader;
 mod madt;
 
 use std::ops::Range;
 
 use ::acpi_tables::{Aml, facs::FACS, mcfg::MCFG, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
 use guest_memory::GuestMemory;
+pub use loader::{LoaderFiles, loader_files};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::layout;
@@ -88,32 +90,51 @@ pub struct AcpiTables {
 /// # Errors
 /// [`AcpiError`] for too many processors, or none.
 pub fn build(config: &AcpiConfig) -> Result<AcpiTables, AcpiError> {
-    if !(1..=MAX_CPUS).contains(&config.cpus) {
-        return Err(AcpiError::Cpus(config.cpus));
-    }
     let rsdp = layout::ACPI_TABLES.start;
-    let mut block =
-        Block { next: rsdp + Rsdp::len().next_multiple_of(Block::ALIGNMENT) as u64, tables: vec![] };
-    let dsdt = block.add(dsdt::table(config));
-    let mut listed =
-        vec![block.add(fixed::fadt(dsdt)), block.add(madt::table(config.cpus)), block.add(hpet::table())];
-    if let Some(ecam) = config.ecam {
-        listed.push(block.add(mcfg(ecam)));
-    }
-    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for &table in &listed {
-        xsdt.add_entry(table);
-    }
-    let xsdt = block.add(bytes(&xsdt));
-    let rsdt = block.add(rsdt(&listed));
-    let Block { next, mut tables } = block;
+    let first = rsdp + Rsdp::len().next_multiple_of(Block::ALIGNMENT) as u64;
+    let Assembled { mut tables, end, xsdt, rsdt, .. } = Assembled::new(config, first, layout::FACS)?;
     let room = layout::ACPI_TABLES.end - rsdp;
-    if next - rsdp > room {
-        return Err(AcpiError::TooLarge { bytes: next - rsdp, room });
+    if end - rsdp > room {
+        return Err(AcpiError::TooLarge { bytes: end - rsdp, room });
     }
     tables.push((rsdp, root_pointer(rsdt, xsdt)));
-    tables.push((layout::FACS, bytes(&FACS::new())));
     Ok(AcpiTables { rsdp, tables })
+}
+
+/// All tables but the RSDP, one after another.
+struct Assembled {
+    /// Addresses and bytes.
+    tables: Vec<(u64, Vec<u8>)>,
+    /// The first address after them, without the FACS.
+    end: u64,
+    fadt: u64,
+    /// What both lists name, in their order.
+    listed: Vec<u64>,
+    xsdt: u64,
+    rsdt: u64,
+}
+
+impl Assembled {
+    /// The tables from address `first` on, with the FACS at `facs`.
+    fn new(config: &AcpiConfig, first: u64, facs: u64) -> Result<Self, AcpiError> {
+        if !(1..=MAX_CPUS).contains(&config.cpus) {
+            return Err(AcpiError::Cpus(config.cpus));
+        }
+        let mut block = Block { next: first, tables: vec![(facs, bytes(&FACS::new()))] };
+        let dsdt = block.add(dsdt::table(config));
+        let fadt = block.add(fixed::fadt(dsdt, facs));
+        let mut listed = vec![fadt, block.add(madt::table(config.cpus)), block.add(hpet::table())];
+        if let Some(ecam) = config.ecam {
+            listed.push(block.add(mcfg(ecam)));
+        }
+        let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+        for &table in &listed {
+            xsdt.add_entry(table);
+        }
+        let xsdt = block.add(bytes(&xsdt));
+        let rsdt = block.add(rsdt(&listed));
+        Ok(Self { tables: block.tables, end: block.next, fadt, listed, xsdt, rsdt })
+    }
 }
 
 impl AcpiTables {

@@ -34,6 +34,24 @@ pub enum FileError {
     },
 }
 
+/// Why a file cannot be firmware.
+#[derive(Debug, thiserror::Error)]
+pub enum FirmwareError {
+    /// It cannot be read.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Its size is none that an image has.
+    #[error("{} is no firmware image: it has {bytes} bytes, {what}", path.display())]
+    Size {
+        /// The file.
+        path: PathBuf,
+        /// Its size, in bytes.
+        bytes: u64,
+        /// What is wrong with that.
+        what: &'static str,
+    },
+}
+
 /// Why a kernel file cannot be booted, whatever the machine.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {

@@ -10,12 +10,15 @@
 //! | [`linux`], stub | the bzImage's own decompressor | the same |
 //! | [`multiboot`] | the image's 32-bit entry | paging off, EBX at its information |
 //!
+//! [`firmware`] goes another way: it is entered as a processor is after a reset, and boots what it finds.
+//!
 //! All that the loader writes besides kernel and initrd lies in low memory ([`low_memory`]).
 
 mod bzimage;
 mod elf;
 mod error;
 mod file;
+pub mod firmware;
 mod image;
 mod initrd;
 mod linux;
@@ -32,7 +35,7 @@ use std::ops::Range;
 use std::str::FromStr;
 
 use engine::VcpuState;
-pub use error::{BootError, ElfError, FileError, ImageError};
+pub use error::{BootError, ElfError, FileError, FirmwareError, ImageError};
 pub use file::read_file;
 use guest_memory::GuestMemory;
 use image::KernelImage;

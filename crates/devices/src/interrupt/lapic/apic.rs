@@ -298,8 +298,21 @@ impl Apic {
         }
     }
 
+    /// When the host must look at the timer, in nanoseconds: never for an interrupt that is masked.
+    pub fn timer_wake_at(&self) -> u64 {
+        let masked = self.lvt[LvtEntry::Timer as usize].contains(Lvt::MASKED);
+        if masked { super::timer::NEVER } else { self.timer.wake_at() }
+    }
+
     pub fn timer_expired(&mut self) {
         self.deliver_local(LvtEntry::Timer, TriggerMode::Edge);
+    }
+
+    /// The performance counters' interrupt, which masks its entry: the next one comes when software has unmasked it.
+    pub fn performance_interrupt(&mut self) {
+        if self.deliver_local(LvtEntry::Performance, TriggerMode::Edge) {
+            self.lvt[LvtEntry::Performance as usize].insert(Lvt::MASKED);
+        }
     }
 
     /// Sets the level of the LINT0 pin: the PIC's output, on the bootstrap processor.
@@ -437,6 +450,7 @@ impl Apic {
 
     /// The EOI register. SDM vol. 3, *Signaling Interrupt Servicing Completion*.
     pub fn end_of_interrupt(&mut self) -> Effect {
+        self.settle_timer();
         let Some(vector) = self.isr.highest() else { return Effect::None };
         self.isr.remove(vector);
         if !self.tmr.contains(vector) {

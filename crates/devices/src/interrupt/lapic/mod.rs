@@ -15,7 +15,7 @@ mod events;
 mod timer;
 mod vectors;
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use engine::{Attention, CpuEvent, MsrFault, Signals};
@@ -48,17 +48,20 @@ struct Published {
     /// The page, [`NO_PAGE`] where there is none.
     page: AtomicU64,
     task_priority: AtomicU8,
+    /// Set once any of the machine's APICs has an xAPIC ID that is not its own.
+    moved: Arc<AtomicBool>,
 }
 
 /// No page begins here.
 const NO_PAGE: u64 = u64::MAX;
 
 impl Published {
-    fn of(apic: &Apic) -> Self {
+    fn of(apic: &Apic, moved: Arc<AtomicBool>) -> Self {
         let published = Self {
             address: AtomicU64::new(0),
             page: AtomicU64::new(NO_PAGE),
             task_priority: AtomicU8::new(0),
+            moved,
         };
         published.update(apic);
         published
@@ -66,6 +69,9 @@ impl Published {
 
     fn update(&self, apic: &Apic) {
         let page = if apic.mode() == Mode::XApic { apic.page() } else { NO_PAGE };
+        if apic.xapic_id != apic.id as u8 {
+            self.moved.store(true, Ordering::Release);
+        }
         self.address.store(apic.address().0, Ordering::Release);
         self.page.store(page, Ordering::Release);
         self.task_priority.store(apic.tpr, Ordering::Release);
@@ -86,7 +92,7 @@ struct Locked {
 
 impl Locked {
     fn arm(&mut self) {
-        let wake_at = self.apic.timer.wake_at();
+        let wake_at = self.apic.timer_wake_at();
         if wake_at < self.armed_for {
             self.armed_for = wake_at;
             self.timer.arm(wake_at);
@@ -95,7 +101,14 @@ impl Locked {
 }
 
 impl LocalApic {
-    pub fn new(id: u32, features: ApicFeatures, timers: &Timers, attention: Arc<Attention>) -> Arc<Self> {
+    /// The APIC of processor `id`. `moved` is shared by all of a machine's: see [`Published`].
+    pub fn new(
+        id: u32,
+        features: ApicFeatures,
+        timers: &Timers,
+        attention: Arc<Attention>,
+        moved: Arc<AtomicBool>,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|weak: &Weak<Self>| {
             let weak = weak.clone();
             let timer = timers.timer(move |_| {
@@ -105,7 +118,7 @@ impl LocalApic {
             });
             let apic = Apic::new(id, features, timers.time().clone());
             Self {
-                published: Published::of(&apic),
+                published: Published::of(&apic, moved),
                 locked: Mutex::new(Locked { apic, timer, armed_for: timer::NEVER }),
                 attention,
             }
@@ -211,6 +224,10 @@ impl LocalApic {
 
     pub fn set_task_priority(&self, tpr: u8) {
         self.change(|apic| apic.tpr = tpr);
+    }
+
+    pub fn performance_interrupt(&self) {
+        self.change(Apic::performance_interrupt);
     }
 
     /// The guest-physical address of the page, where there is one.

@@ -453,3 +453,20 @@ fn the_icr_reads_back_without_its_delivery_status() {
     cpu.write(offset::ICR_LOW, 0x000c_d041 | 1 << 13 | 3 << 16);
     assert_eq!((cpu.read(offset::ICR_HIGH), cpu.read(offset::ICR_LOW)), (0xff00_0000, 0x000c_c041));
 }
+
+#[test]
+fn the_performance_counters_interrupt_masks_its_entry_until_software_unmasks_it() {
+    let machine = Machine::enabled(1);
+    let cpu = &machine.cpus[0];
+    cpu.apic.performance_interrupt();
+    assert!(!cpu.apic.has_interrupt(), "masked since power-up");
+    cpu.write(offset::LVT_PERFORMANCE, 0x45);
+    cpu.apic.performance_interrupt();
+    assert_eq!(cpu.read(offset::LVT_PERFORMANCE), 0x1_0045);
+    cpu.apic.performance_interrupt();
+    assert_eq!(cpu.take_all(), [0x45]);
+    cpu.write(offset::LVT_PERFORMANCE, NMI);
+    cpu.apic.performance_interrupt();
+    assert_eq!(cpu.apic.take_event(true), Some(CpuEvent::Nmi));
+    assert_eq!(cpu.apic.take_event(true), None);
+}

@@ -1,4 +1,4 @@
-//! The time-stamp counter, and who reads it. SDM vol. 2, *RDTSC*, *RDTSCP*, *RDPID*, *RDPMC*.
+//! The time-stamp counter, and who reads it. SDM vol. 2, *RDTSC*, *RDTSCP*, *RDPID*.
 
 use x86::Cr4;
 
@@ -32,9 +32,4 @@ pub fn rdpid(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let value = cpu.msrs.tsc_aux & 0xffff_ffff;
     cpu.registers.set(insn.r1, value);
     Ok(())
-}
-
-/// RDPMC: there are no performance counters, so every index is a wrong one.
-pub fn rdpmc(cpu: &mut Cpu, _insn: &Insn) -> Result<(), Stop> {
-    Err(cpu.gp0())
 }

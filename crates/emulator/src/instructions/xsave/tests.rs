@@ -5,6 +5,8 @@ use std::arch::asm;
 use x86::{Cr0, Cr4, Exception, Vector};
 
 use super::*;
+use crate::cpuid::feature;
+use crate::native::VectorRegisters;
 use crate::testing::*;
 
 /// Where the area is; RBX points there.
@@ -247,4 +249,150 @@ fn fxsave_and_fxrstor_keep_the_legacy_state() {
     assert_eq!(other.vector.mxcsr(), 0x1fa0);
     assert_eq!(other.vector.in_use(), Xcr0::X87 | Xcr0::SSE);
     assert!((0..16).all(|n| other.vector.zmm[n][..16] == cpu.vector.zmm[n][..16]));
+}
+
+const XSAVES: [u8; 4] = [0x48, 0x0f, 0xc7, 0x2b];
+const XRSTORS: [u8; 4] = [0x48, 0x0f, 0xc7, 0x1b];
+
+#[test]
+fn the_supervisors_forms_are_compacted_and_the_kernels_alone() {
+    let mut cpu = filled();
+    assert!(cpu.wires.model.has(feature::XSAVES));
+    run(&mut cpu, &XSAVES).unwrap();
+    let area = area_of(&cpu);
+    assert_eq!(bytes_at(&area, LEGACY + 8), COMPACTED | cpu.xcr0);
+    let mut other = prepared();
+    other.memory.write_bytes(AREA, &area);
+    run(&mut other, &XRSTORS).unwrap();
+    assert!(other.vector == cpu.vector);
+    run(&mut cpu, &XSAVE).unwrap();
+    put(&cpu, AREA + LEGACY as u64 + 8, 0u64);
+    assert_eq!(run(&mut cpu, &XRSTORS), Err(Exception::gp(0)), "a standard area");
+    to_user(&mut cpu);
+    for bytes in [XSAVES, XRSTORS] {
+        assert_eq!(run(&mut cpu, &bytes), Err(Exception::gp(0)));
+        cpu.cr4.remove(Cr4::OSXSAVE);
+        assert_eq!(run(&mut cpu, &bytes), Err(Exception::ud()));
+        cpu.cr4.insert(Cr4::OSXSAVE);
+    }
+}
+
+#[test]
+fn the_supervisors_states_are_none() {
+    let mut cpu = prepared();
+    cpu.write_msr(x86::msr::IA32_XSS, 0).unwrap();
+    for bit in 0..64 {
+        assert!(cpu.write_msr(x86::msr::IA32_XSS, 1 << bit).is_err(), "{bit}");
+    }
+    assert_eq!(cpu.read_msr(x86::msr::IA32_XSS), Ok(0));
+    let context = cpu.cpuid_context();
+    let [_, size, low, high] = cpu.wires.model.cpuid(&context, 0xd, 1);
+    assert_eq!((size as usize, low, high), (compacted(cpu.xcr0).1, 0, 0));
+    cpu.wires = wires_for("host,-xsaves");
+    assert!(cpu.read_msr(x86::msr::IA32_XSS).is_err());
+    assert_eq!(run(&mut cpu, &XSAVES), Err(Exception::ud()));
+}
+
+/// [`filled`] in 32-bit mode.
+fn filled_narrow() -> Cpu {
+    let (mut cpu, long) = (protected(), filled());
+    cpu.cr4 |= Cr4::OSFXSR | Cr4::OSXSAVE;
+    cpu.write_xcr0(long.xcr0).unwrap();
+    request(&mut cpu, u64::MAX);
+    cpu.registers.set(3, AREA);
+    cpu.vector = long.vector;
+    cpu
+}
+
+#[test]
+fn outside_64_bit_mode_the_upper_registers_stay_on_both_sides() {
+    let mut cpu = filled_narrow();
+    let before = cpu.vector.clone();
+    cpu.memory.write_bytes(AREA, &[0xaa; LARGEST]);
+    run(&mut cpu, &XSAVE[1..]).unwrap();
+    let area = area_of(&cpu);
+    for component in [Component::Sse, Component::Avx, Component::ZmmHi256, Component::Hi16Zmm] {
+        if cpu.xcr0 & component.bit().bits() == 0 {
+            continue;
+        }
+        let (hidden, bytes) =
+            (out_of_reach(&cpu, component), &area[component.offset()..][..component.size()]);
+        assert!(bytes[hidden.clone()].iter().all(|&byte| byte == 0xaa), "{component:?}");
+        assert!(bytes[..hidden.start].iter().any(|&byte| byte != 0xaa) || hidden.start == 0, "{component:?}");
+    }
+    // Everything goes to its initial value that can be reached.
+    cpu.memory.write_bytes(AREA + LEGACY as u64, &[0; 64]);
+    run(&mut cpu, &[0x0f, 0xae, 0x2b]).unwrap();
+    assert!(cpu.vector.zmm[..8].iter().all(|zmm| *zmm == [0; 64]));
+    assert!(cpu.vector.zmm[8..] == before.zmm[8..]);
+}
+
+const FXSAVE64: [u8; 4] = [0x48, 0x0f, 0xae, 0x03];
+const FXRSTOR64: [u8; 4] = [0x48, 0x0f, 0xae, 0x0b];
+const FNOP: [u8; 2] = [0xd9, 0xd0];
+const FLDZ: [u8; 2] = [0xd9, 0xee];
+const FLD1: [u8; 2] = [0xd9, 0xe8];
+/// `fdiv 8(%rsi)` of 64 bits.
+const FDIV: [u8; 3] = [0xdc, 0x76, 0x08];
+const FNSTENV: [u8; 2] = [0xd9, 0x33];
+
+#[test]
+fn the_last_x87_instruction_is_pointed_to() {
+    let mut cpu = prepared();
+    for (bytes, noted) in [
+        (&FNOP[..], true),
+        (&FLD1, true),
+        (&[0xd9, 0xf7], true),  // fincstp
+        (&[0xdb, 0xe2], false), // fnclex
+        (&[0xdf, 0xe0], false), // fnstsw
+        (&[0x0f, 0x77], false), // emms
+    ] {
+        cpu.vector.set_x87_pointers((0x123, 0x1234_5678_9abc, 0xdef0));
+        let rip = cpu.rip;
+        run(&mut cpu, bytes).unwrap();
+        let expected = if noted { rip } else { 0x1234_5678_9abc };
+        assert_eq!(cpu.vector.x87_pointers(), (0x123, expected, 0xdef0), "{bytes:x?}");
+    }
+    run(&mut cpu, &[0xdb, 0xe3]).unwrap(); // fninit
+    assert_eq!(cpu.vector.x87_pointers(), (0, 0, 0));
+}
+
+#[test]
+fn opcode_and_operand_are_noted_by_exceptions_that_are_not_masked() {
+    for unmasked in [false, true] {
+        let mut cpu = prepared();
+        put(&cpu, AREA, if unmasked { 0x037bu16 } else { 0x037f });
+        run(&mut cpu, &[0xd9, 0x2b]).unwrap(); // fldcw
+        run(&mut cpu, &FLD1).unwrap();
+        cpu.registers.set(6, 0x7000);
+        let rip = cpu.rip;
+        cpu.memory.write_bytes(rip, &FDIV);
+        run(&mut cpu, &FDIV).unwrap();
+        let expected = if unmasked { (0x476, rip, 0x7008) } else { (0, rip, 0) };
+        assert_eq!(cpu.vector.x87_pointers(), expected);
+        run(&mut cpu, &FNSTENV).unwrap();
+        let fields = [12, 18, 20].map(|at| get::<u32>(&cpu, AREA + at));
+        assert_eq!(
+            (fields[0], fields[1] & 0x7ff, fields[2]),
+            (rip as u32, expected.0.into(), expected.2 as u32)
+        );
+        assert_eq!(run(&mut cpu, &FLDZ), Ok(()), "FNSTENV masks all exceptions");
+    }
+}
+
+#[test]
+fn pointers_have_64_bits_with_rex_w_and_32_without() {
+    let pointers = (0x7ff, 0x1234_5678_9abc_def0, 0x0fed_cba9_8765_4321);
+    let mut cpu = prepared();
+    cpu.vector.set_x87_pointers(pointers);
+    run(&mut cpu, &FXSAVE64).unwrap();
+    assert_eq!([8, 16].map(|at| get::<u64>(&cpu, AREA + at)), [pointers.1, pointers.2]);
+    run(&mut cpu, &FXSAVE).unwrap();
+    let low = [pointers.1, pointers.2].map(|pointer| pointer & 0xffff_ffff);
+    assert_eq!([8, 16].map(|at| get::<u64>(&cpu, AREA + at)), low);
+    put(&cpu, AREA + 8, pointers.1);
+    run(&mut cpu, &FXRSTOR).unwrap();
+    assert_eq!(cpu.vector.x87_pointers().1, pointers.1 & 0xffff_ffff);
+    run(&mut cpu, &FXRSTOR64).unwrap();
+    assert_eq!(cpu.vector.x87_pointers().1, pointers.1);
 }

@@ -3,3 +3,4 @@
 mod model;
 mod random;
 mod rights;
+mod rules;

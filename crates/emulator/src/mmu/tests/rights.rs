@@ -6,7 +6,7 @@ use x86::{Cr0, Cr4, Efer, Vector};
 use super::model::{Controls, Kind, Mode, Who};
 use crate::cpu::Cpu;
 use crate::insn::Stop;
-use crate::mmu::{Access, Target, View};
+use crate::mmu::{Access, Paging, Sizes, Target, View};
 use crate::testing::{get, long, put};
 
 /// Where all mappings lead.
@@ -92,11 +92,13 @@ impl Way {
         }
     }
 
-    /// Bits to try out in an entry, one set of them at a time.
-    fn reserved_bits(self, level: usize) -> &'static [u64] {
+    /// Bits to try out in an entry, one set of them at a time. `narrow`: physical addresses have 36 bits.
+    fn reserved_bits(self, level: usize, narrow: bool) -> &'static [u64] {
         match (self.mode, level == self.leaf, level) {
+            (Mode::ThirtyTwo { .. }, true, 2) if narrow => &[1 << 17, 1 << 20, 1 << 21],
             (Mode::ThirtyTwo { .. }, true, 2) => &[1 << 21, 1 << 20 | 1 << 21],
             (Mode::ThirtyTwo { .. }, ..) => &[],
+            _ if narrow => &[1 << 36, 1 << 45],
             (Mode::Pae, true, 2) => &[1 << 13, 1 << 20, 1 << 46, 1 << 52, 1 << 62],
             (Mode::Pae, ..) => &[1 << 51, 1 << 52, 1 << 59],
             (_, true, 2) => &[1 << 13, 1 << 51],
@@ -126,9 +128,10 @@ fn apply(cpu: &mut Cpu, controls: &Controls) {
     cpu.vector.pkru = controls.pkru.unwrap_or(0);
     cpu.msrs.pkrs = controls.pkrs.unwrap_or(0);
     cpu.update_paging();
-    if controls.mode == Mode::Pae {
-        cpu.mmu.paging.pointers = [0, 0, 0, TABLES | P];
-    }
+    let sizes = Sizes { physical_bits: controls.physical_bits, huge_pages: controls.gigabyte_pages };
+    let keys = cpu.mmu.paging.keys;
+    cpu.mmu.paging = Paging::new(cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer, sizes);
+    (cpu.mmu.paging.keys, cpu.mmu.paging.pointers) = (keys, [0, 0, 0, TABLES | P]);
 }
 
 /// One access of the processor, as the model tells of its own.
@@ -230,12 +233,12 @@ impl Run {
 
     /// Every set of bits in the entry that maps the page, with every single restriction in the entries above it.
     fn entries(&mut self, controls: &Controls, way: Way) {
-        let wide = way.entry_bytes() == 8;
+        let (wide, narrow) = (way.entry_bytes() == 8, controls.physical_bits == 36);
         let open: Vec<u64> = (way.leaf..=way.levels()).rev().map(|level| way.open(level)).collect();
         let mut above: Vec<(usize, u64)> = vec![(0, 0)];
         for n in 0..open.len() - 1 {
             above.extend([P, RW, US, A].map(|bit| (n, bit)));
-            let reserved = way.reserved_bits(way.levels() - n);
+            let reserved = way.reserved_bits(way.levels() - n, narrow);
             above.extend(reserved.iter().map(|&bits| (n, bits)));
             if wide {
                 above.push((n, XD));
@@ -244,7 +247,7 @@ impl Run {
         let key = if matches!(way.mode, Mode::Four | Mode::Five) { 2u64 << 59 } else { 0 };
         let leaf_bits = [P, RW, US, A, D];
         let mut extra = vec![0];
-        extra.extend_from_slice(way.reserved_bits(way.leaf));
+        extra.extend_from_slice(way.reserved_bits(way.leaf, narrow));
         if wide {
             extra.push(XD);
         }
@@ -271,7 +274,7 @@ impl Run {
 }
 
 /// With every combination of control bits.
-fn every_control(way: Way, physical_bits: u32, mut each: impl FnMut(&Controls)) {
+fn every_control(way: Way, sizes: Sizes, mut each: impl FnMut(&Controls)) {
     let long = matches!(way.mode, Mode::Four | Mode::Five);
     // Key 2 is the page's; the others' rights are the opposite.
     let registers: &[Option<u32>] =
@@ -282,8 +285,8 @@ fn every_control(way: Way, physical_bits: u32, mut each: impl FnMut(&Controls)) 
             for &pkrs in &registers[..registers.len().min(3)] {
                 each(&Controls {
                     mode: way.mode,
-                    physical_bits,
-                    gigabyte_pages: true,
+                    physical_bits: sizes.physical_bits,
+                    gigabyte_pages: sizes.huge_pages,
                     wp: bit(0),
                     smep: bit(1),
                     smap: bit(2),
@@ -296,12 +299,13 @@ fn every_control(way: Way, physical_bits: u32, mut each: impl FnMut(&Controls)) 
     }
 }
 
-fn compare(ways: &[(Mode, usize)], least: u64) {
+const WIDE: Sizes = Sizes { physical_bits: 46, huge_pages: true };
+
+fn compare(ways: &[(Mode, usize)], sizes: Sizes, least: u64) {
     let mut run = Run::new(long());
-    let physical_bits = run.cpu.wires.model.physical_bits();
     for &(mode, leaf) in ways {
         let way = Way { mode, leaf };
-        every_control(way, physical_bits, |controls| {
+        every_control(way, sizes, |controls| {
             apply(&mut run.cpu, controls);
             run.entries(controls, way);
         });
@@ -312,20 +316,33 @@ fn compare(ways: &[(Mode, usize)], least: u64) {
 #[test]
 fn thirty_two_bit_paging_allows_what_the_model_allows() {
     let (pse, no_pse) = (Mode::ThirtyTwo { pse: true }, Mode::ThirtyTwo { pse: false });
-    compare(&[(pse, 1), (pse, 2), (no_pse, 1)], 70_000);
+    compare(&[(pse, 1), (pse, 2), (no_pse, 1)], WIDE, 70_000);
 }
 
 #[test]
 fn pae_paging_allows_what_the_model_allows() {
-    compare(&[(Mode::Pae, 1), (Mode::Pae, 2)], 200_000);
+    compare(&[(Mode::Pae, 1), (Mode::Pae, 2)], WIDE, 200_000);
 }
 
 #[test]
 fn four_level_paging_allows_what_the_model_allows() {
-    compare(&[(Mode::Four, 1), (Mode::Four, 2), (Mode::Four, 3)], 2_000_000);
+    compare(&[(Mode::Four, 1), (Mode::Four, 2), (Mode::Four, 3)], WIDE, 7_000_000);
 }
 
 #[test]
 fn five_level_paging_allows_what_the_model_allows() {
-    compare(&[(Mode::Five, 1), (Mode::Five, 2), (Mode::Five, 3)], 2_000_000);
+    compare(&[(Mode::Five, 1), (Mode::Five, 2), (Mode::Five, 3)], WIDE, 11_000_000);
+}
+
+#[test]
+fn processors_with_narrow_addresses_and_without_huge_pages_have_more_reserved_bits() {
+    let narrow = Sizes { physical_bits: 36, huge_pages: false };
+    let ways = [
+        (Mode::ThirtyTwo { pse: true }, 2),
+        (Mode::Pae, 1),
+        (Mode::Four, 1),
+        (Mode::Four, 3),
+        (Mode::Five, 3),
+    ];
+    compare(&ways, narrow, 8_000_000);
 }

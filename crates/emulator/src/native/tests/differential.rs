@@ -122,7 +122,9 @@ pub fn through_stub(
         unit.run(&insn, &mut after.gprs, &mut after.rflags, &mut after.vector, memory.0.as_mut_ptr())
     };
     after.memory = memory.0;
-    // What the image holds beyond the x87 state is of no meaning.
+    // What the image holds beyond the x87 state is of no meaning, and where the last instruction was the truth does not
+    // tell.
+    after.vector.set_x87_pointers((0, 0, 0));
     after.vector = VectorRegisters::from_state(&after.vector.to_state());
     Ok((result, after))
 }
