@@ -59,6 +59,47 @@ pub fn open() {
     }
 }
 
+/// A second table of the window, for [`test_entries`].
+static mut TEST: Table = Table([0; 512]);
+
+/// A page of the window that has a directory entry of its own: its linear address.
+pub const TEST_PAGE: u64 = WINDOW + (1 << 21);
+/// Where that page is.
+pub const TEST_FRAME: u64 = FRAMES + 512 * PAGE;
+
+/// Sets the bits of the test page's directory entry and of its table entry, and forgets what was cached.
+pub fn test_entries(directory: u64, table: u64) {
+    unsafe {
+        (&raw mut PD.0[1]).write_volatile(addr_of!(TEST) as u64 | directory);
+        (&raw mut TEST.0[0]).write_volatile(TEST_FRAME | table);
+    }
+    flush(TEST_PAGE);
+}
+
+/// The test page's directory entry as it is given.
+pub fn test_directory(entry: u64) {
+    unsafe { (&raw mut PD.0[1]).write_volatile(entry) }
+    flush(TEST_PAGE);
+}
+
+/// The test page's entries.
+pub fn tested() -> [u64; 2] {
+    unsafe { [(&raw const PD.0[1]).read_volatile(), (&raw const TEST.0[0]).read_volatile()] }
+}
+
+/// Keeps the identity map from ring 3, or opens it.
+pub fn identity_for_users(open: bool) {
+    for table in 0..4 {
+        for entry in 0..512 {
+            unsafe {
+                let entry = &raw mut identity_pd[table].0[entry];
+                entry.write_volatile(entry.read_volatile() & !bit::USER | if open { bit::USER } else { 0 });
+            }
+        }
+    }
+    unsafe { crate::cpu::set_cr3(crate::cpu::cr3()) };
+}
+
 /// A page's linear address.
 pub fn address(page: u64) -> u64 {
     WINDOW + page * PAGE
@@ -93,4 +134,9 @@ pub fn write<T>(offset: u64, value: T) {
 /// Fills so many bytes of it.
 pub fn fill(offset: u64, value: u8, len: usize) {
     unsafe { core::ptr::write_bytes((FRAMES + offset) as *mut u8, value, len) }
+}
+
+/// Where a page's entry is.
+pub fn entry_address(page: u64) -> u64 {
+    addr_of!(PT) as u64 + 8 * page
 }

@@ -111,6 +111,19 @@ impl Engine {
         }
     }
 
+    /// Whether the machine can sleep: the interrupt controllers of KVM are not put back into their state after power-up.
+    pub fn can_sleep(&self) -> bool {
+        matches!(self, Self::Soft(_))
+    }
+
+    /// Puts the interrupt controllers into the state in which a PC's firmware leaves them. No vCPU may be running.
+    pub fn reset_controllers(&self) {
+        if let Self::Soft(soft) = self {
+            soft.fabric.reset();
+            soft.fabric.enable_virtual_wire();
+        }
+    }
+
     /// Puts the interrupt controllers and the interval timer, whose line is `timer_line`, on the bus, where they are not
     /// the kernel's.
     ///

@@ -30,6 +30,7 @@ pub mod platform;
 mod registers;
 mod smbios;
 mod start;
+mod sleep;
 pub mod vcpu_thread;
 
 pub use config::{ConfigError, EngineChoice, MachineConfig, Translation};

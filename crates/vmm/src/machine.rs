@@ -26,8 +26,9 @@ use crate::ledger_bus::LedgerBus;
 use crate::outcome::{Ending, Outcome, StopReason};
 use crate::output::{Output, OutputThread};
 use crate::platform::{Platform, PlatformConfig, PowerButton};
+use crate::sleep::{self, Sleep};
 use crate::start;
-use crate::vcpu_thread::{Run, VcpuSummary, VcpuThread};
+use crate::vcpu_thread::{Restart, Run, VcpuSummary, VcpuThread};
 
 /// How long a vCPU may take to notice that the run has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -93,10 +94,10 @@ impl Machine {
         let time: Arc<dyn TimeSource> = Arc::new(HostTime::start());
         let timers = Timers::new(time.clone());
         let engine = Arc::new(Engine::new(config, &memory, &timers, &attentions)?);
-        let acpi = describe(config, &memory)?;
+        let acpi = describe(config, &engine, &memory)?;
         let fw_cfg = fw_cfg::contents(config, &memory, &acpi)?;
 
-        let ending = Ending::new();
+        let (ending, sleep) = (Ending::new(), Sleep::new(config.cpus));
         let (outputs, sinks, inputs) = connect(lines, &ending)?;
         let platform = Platform::new(PlatformConfig {
             memory_bytes: config.memory,
@@ -111,21 +112,23 @@ impl Machine {
             timers: &timers,
             outputs: sinks,
             ending: &ending,
+            sleep: &sleep,
         })?;
         engine.add_devices(platform.bus(), platform.timer_line())?;
         let ledger = config.ledger.then(Ledger::new);
-        let run = Run::new(ending.clone(), config.cpus);
-        let application_processor = VcpuState { waits_for_sipi: true, ..VcpuState::reset() };
+        let restart = restart(&engine, platform.bus(), &memory);
+        let run = Run::new(ending.clone(), config.cpus, sleep, restart);
         let mut vcpus = Vec::new();
         for (id, attention) in (0u32..).zip(attentions) {
             let recorder = ledger.as_ref().map(|ledger| ledger.recorder(id));
             let bus = platform.bus().clone();
             let (mut vcpu, mut bus) = engine.vcpu(id, bus, attention.clone(), recorder.clone())?;
-            vcpu.set_state(if id == 0 { &boot_state } else { &application_processor })?;
+            let power_up = VcpuState { waits_for_sipi: id != 0, ..sleep::power_up(vcpu.state()?) };
+            vcpu.set_state(if id == 0 { &boot_state } else { &power_up })?;
             if let Some(recorder) = &recorder {
                 bus = Arc::new(LedgerBus::new(bus, recorder.clone()));
             }
-            vcpus.push(VcpuThread { id, vcpu, bus, attention, run: run.clone(), recorder });
+            vcpus.push(VcpuThread { id, vcpu, bus, attention, run: run.clone(), recorder, power_up });
         }
         let controls = Controls {
             ending,
@@ -205,10 +208,23 @@ impl Controls {
     }
 }
 
-/// What the ACPI tables tell. Writes them for a kernel; firmware has them from fw_cfg.
-fn describe(config: &MachineConfig, memory: &GuestMemory) -> Result<AcpiConfig, BuildError> {
-    let acpi = AcpiConfig { cpus: config.cpus, ecam: None, pci_mmio64: None };
-    if matches!(config.boot, Boot::Kernel(_)) {
+/// Starts the machine again after a sleep.
+fn restart(engine: &Arc<Engine>, bus: &Arc<MachineBus>, memory: &GuestMemory) -> Restart {
+    let (engine, bus, memory) = (engine.clone(), bus.clone(), memory.clone());
+    Box::new(move |power_up| {
+        bus.power_cycle();
+        engine.reset_controllers();
+        sleep::waking_state(&memory, power_up)
+    })
+}
+
+/// What the ACPI tables tell. Writes them for a kernel; firmware has them from fw_cfg, and is not there any more to wake
+/// the machine from sleep.
+fn describe(config: &MachineConfig, engine: &Engine, memory: &GuestMemory) -> Result<AcpiConfig, BuildError> {
+    let by_kernel = matches!(config.boot, Boot::Kernel(_));
+    let suspend = by_kernel && engine.can_sleep();
+    let acpi = AcpiConfig { cpus: config.cpus, ecam: None, pci_mmio64: None, suspend };
+    if by_kernel {
         acpi_tables::build(&acpi)?.write(memory)?;
     }
     Ok(acpi)

@@ -14,7 +14,7 @@ use devices::i8042::{self, I8042};
 use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
 use devices::pci::{self, ConfigPorts, HostBridge, PamEffect, PciBus};
 use devices::pit;
-use devices::request::RequestSink;
+use devices::request::{MachineRequest, RequestSink};
 use devices::reset::{self, ResetControl, SystemControlA};
 use devices::serial::{self, Serial};
 use devices::testdev::{self, TestDevice};
@@ -27,6 +27,7 @@ use crate::input::{Input, Port};
 use crate::layout;
 use crate::outcome::Ending;
 use crate::output::Output;
+use crate::sleep::Sleep;
 
 /// COM3's first port; it shares COM1's interrupt.
 const COM3_BASE: u64 = 0x3e8;
@@ -63,6 +64,8 @@ pub struct PlatformConfig<'a> {
     pub outputs: Vec<Output>,
     /// What the guest's requests end.
     pub ending: &'a Ending,
+    /// What it asks for sleep.
+    pub sleep: &'a Sleep,
 }
 
 /// The devices but for the interrupt controllers.
@@ -80,8 +83,12 @@ impl Platform {
     /// [`BuildError::Bus`] where the debug-exit port is another device's.
     pub fn new(config: PlatformConfig<'_>) -> Result<Self, BuildError> {
         let bus = Arc::new(MachineBus::new());
-        let ending = config.ending.clone();
-        let requests = RequestSink::new(move |request| ending.request(request));
+        let (ending, sleep) = (config.ending.clone(), config.sleep.clone());
+        let requests = RequestSink::new(move |request| match request {
+            MachineRequest::Sleep(3) => sleep.begin(),
+            MachineRequest::Wake => sleep.wake(),
+            request => ending.request(request),
+        });
         let line = |number| IrqLine::new(config.irqs.clone(), number);
 
         let pm = AcpiPm::new(line(acpi_pm::SCI_IRQ), requests.clone(), config.timers);
@@ -92,6 +99,7 @@ impl Platform {
         let [timer_line, clock_line] = [0, 1].map(|index: usize| legacy[index].pc_end());
         let hpet = Hpet::new(hpet::ROUTES.map(line), legacy, config.timers);
         bus.insert(Space::Memory, layout::HPET, hpet::SIZE, "hpet", hpet)?;
+        let clock_line = IrqLine::both(clock_line, lock(&pm).clock_line());
         let cmos = Cmos::new(&cmos_config(config.memory_bytes, config.cpus), clock_line, config.timers);
         bus.insert(Space::Port, cmos::BASE, cmos::PORTS, "cmos", cmos)?;
         let keyboard = shared(I8042::new(line(i8042::KEYBOARD_IRQ), requests.clone()));
@@ -164,7 +172,7 @@ pub struct PowerButton(Arc<Mutex<AcpiPm>>);
 impl PowerButton {
     /// Asks the guest to shut down.
     pub fn press(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).press_power_button();
+        lock(&self.0).press_power_button();
     }
 }
 
@@ -207,8 +215,8 @@ fn shared(device: impl devices::bus::Device + 'static) -> SharedDevice {
     Arc::new(Mutex::new(device))
 }
 
-fn lock(serial: &Mutex<Serial>) -> std::sync::MutexGuard<'_, Serial> {
-    serial.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -236,6 +244,7 @@ mod tests {
             timers: &timers,
             outputs: Vec::new(),
             ending: &ending,
+            sleep: &Sleep::new(1),
         };
         let platform = Platform::new(config);
         (ending, platform)

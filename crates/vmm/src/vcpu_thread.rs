@@ -6,11 +6,12 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::{Attention, Bus, DebugEvent, Vcpu, VmExit};
+use engine::{Attention, Bus, DebugEvent, Vcpu, VcpuState, VmExit};
 use exits::{Exit, Recorder};
 use x86::{ExitReason, Flags};
 
 use crate::outcome::{Ending, Outcome};
+use crate::sleep::Sleep;
 
 /// How long a vCPU is halted before it is asked whether anything can wake it.
 const STUCK_AFTER: Duration = Duration::from_secs(1);
@@ -29,12 +30,22 @@ pub struct VcpuThread {
     pub run: Arc<Run>,
     /// Where its halts are recorded.
     pub recorder: Option<Recorder>,
+    /// Its state after power-up, which it has again after a sleep.
+    pub power_up: VcpuState,
 }
+
+/// Starts the machine again after a sleep, and says where the boot processor goes on, from its state after power-up;
+/// `None` where the guest has left no place for that.
+pub type Restart = Box<dyn Fn(&VcpuState) -> Option<VcpuState> + Send + Sync>;
 
 /// What the threads of one run share.
 pub struct Run {
     /// How it ends.
     pub ending: Ending,
+    /// Its pauses.
+    pub sleep: Sleep,
+    /// How it goes on after one.
+    pub restart: Restart,
     /// When the first instruction began.
     pub first_instruction: OnceLock<Instant>,
     /// vCPUs that a device's interrupt can still wake, or that run.
@@ -43,8 +54,11 @@ pub struct Run {
 
 impl Run {
     /// A run of so many vCPUs, all of them able to go on.
-    pub fn new(ending: Ending, vcpus: u32) -> Arc<Self> {
-        Arc::new(Self { ending, first_instruction: OnceLock::new(), awake: AtomicU32::new(vcpus) })
+    pub fn new(ending: Ending, vcpus: u32, sleep: Sleep, restart: Restart) -> Arc<Self> {
+        let sleeper = sleep.clone();
+        ending.calls(move || sleeper.interrupt());
+        let awake = AtomicU32::new(vcpus);
+        Arc::new(Self { ending, sleep, restart, first_instruction: OnceLock::new(), awake })
     }
 }
 
@@ -84,10 +98,15 @@ impl VcpuThread {
         let mut idle = Duration::ZERO;
         let ending = self.run.ending.clone();
         ending.stops_vcpu(self.vcpu.kick());
+        self.run.sleep.stops_vcpu(self.vcpu.kick());
         // A sleeping vCPU must wake at its deadline, not when the kernel finds it convenient.
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1));
         self.run.first_instruction.get_or_init(Instant::now);
         while !ending.has_come() {
+            if self.run.sleep.has_come() {
+                idle += self.suspend();
+                continue;
+            }
             match self.vcpu.run(&self.bus) {
                 Ok(VmExit::Halt) => idle += self.halt(),
                 Ok(VmExit::WaitForSipi) => idle += self.wait_for_sipi(),
@@ -110,6 +129,27 @@ impl VcpuThread {
             idle,
             counters: self.vcpu.counters(),
         }
+    }
+
+    /// The machine sleeps, until it has been started again; this vCPU is then as after power-up.
+    fn suspend(&mut self) -> Duration {
+        let start = Instant::now();
+        let run = self.run.clone();
+        let mut state = Some(self.power_up.clone());
+        let mut restart = || state = (run.restart)(&self.power_up);
+        let is_boot_processor = self.id == 0;
+        run.sleep.park(&run.ending, is_boot_processor.then_some(&mut restart));
+        if run.ending.has_come() {
+            return start.elapsed();
+        }
+        match state.map(|state| self.vcpu.set_state(&state)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                run.ending.report(Outcome::HostError(format!("vCPU {}: {error}", self.id)));
+            }
+            None => run.ending.report(Outcome::Reset { by: "a sleep without a waking vector" }),
+        }
+        start.elapsed()
     }
 
     /// HLT: sleeps until somebody wants attention.
@@ -163,7 +203,7 @@ impl VcpuThread {
 mod tests {
     use super::*;
     use crate::outcome::StopReason;
-    use engine::{EngineError, Fatal, Kick, Signals, VcpuState};
+    use engine::{EngineError, Fatal, Kick, Signals};
     use std::collections::VecDeque;
 
     /// A vCPU that comes back with what it is told to, then waits for its kick as a busy guest does.
@@ -203,6 +243,35 @@ mod tests {
         }
     }
 
+    /// A halted vCPU that tells where it is put.
+    struct Watched {
+        seen: std::sync::mpsc::Sender<u64>,
+        state: VcpuState,
+        attention: Arc<Attention>,
+    }
+
+    impl Vcpu for Watched {
+        fn run(&mut self, _bus: &Arc<dyn Bus>) -> Result<VmExit, EngineError> {
+            Ok(if self.attention.take(Signals::EXIT) { VmExit::Interrupted } else { VmExit::WaitForSipi })
+        }
+        fn state(&self) -> Result<VcpuState, EngineError> {
+            Ok(self.state.clone())
+        }
+        fn set_state(&mut self, state: &VcpuState) -> Result<(), EngineError> {
+            self.seen.send(state.rip).unwrap();
+            Ok(())
+        }
+        fn kick(&self) -> Kick {
+            Kick::new(self.attention.clone())
+        }
+        fn counters(&self) -> Vec<(&'static str, u64)> {
+            Vec::new()
+        }
+        fn instructions(&self) -> Option<u64> {
+            None
+        }
+    }
+
     struct Nothing;
     impl Bus for Nothing {
         fn read(&self, _: engine::Space, _: u64, data: &mut [u8]) {
@@ -221,11 +290,16 @@ mod tests {
             attention,
             run: run.clone(),
             recorder: None,
+            power_up: VcpuState::reset(),
         }
     }
 
+    fn run_of(vcpus: u32) -> Arc<Run> {
+        Run::new(Ending::new(), vcpus, Sleep::new(vcpus), Box::new(|_| None))
+    }
+
     fn one(exits: impl Into<VecDeque<VmExit>>) -> (Arc<Run>, VcpuThread) {
-        let run = Run::new(Ending::new(), 1);
+        let run = run_of(1);
         let thread = thread(&run, 0, exits);
         (run, thread)
     }
@@ -279,13 +353,49 @@ mod tests {
 
     #[test]
     fn a_guest_halted_with_interrupts_off_is_called_stuck_when_no_other_vcpu_can_wake_it() {
-        let run = Run::new(Ending::new(), 2);
+        let run = run_of(2);
         let threads = [thread(&run, 0, [VmExit::Halt]), thread(&run, 1, [VmExit::WaitForSipi])];
         let handles = threads.map(|thread| thread.start().unwrap());
         assert_eq!(run.ending.wait(), Outcome::Stuck { vcpu: 0, rip: 0xfff0 });
         for handle in handles {
             handle.join().unwrap().unwrap();
         }
+    }
+
+    #[test]
+    fn vcpus_come_back_from_a_sleep_as_after_power_up_and_the_boot_processor_at_its_vector() {
+        let restart = |power_up: &VcpuState| Some(VcpuState { rip: 0x9a, ..power_up.clone() });
+        let run = Run::new(Ending::new(), 2, Sleep::new(2), Box::new(restart));
+        let mut threads = [thread(&run, 0, []), thread(&run, 1, [])];
+        let (seen, states) = std::sync::mpsc::channel();
+        for thread in &mut threads {
+            let state = VcpuState { rip: 0x1234, ..VcpuState::reset() };
+            thread.vcpu =
+                Box::new(Watched { seen: seen.clone(), attention: thread.attention.clone(), state });
+        }
+        let handles = threads.map(|thread| thread.start().unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+        run.sleep.begin();
+        assert!(states.recv_timeout(Duration::from_millis(20)).is_err());
+        run.sleep.wake();
+        let mut rips = [(); 2].map(|()| states.recv_timeout(Duration::from_secs(10)).unwrap());
+        rips.sort_unstable();
+        assert_eq!(rips, [0x9a, 0xfff0]);
+        run.ending.report(Outcome::PowerOff);
+        for handle in handles {
+            handle.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_sleep_without_a_waking_vector_ends_in_a_reset() {
+        let (run, thread) = one([]);
+        let handle = thread.start().unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        run.sleep.begin();
+        run.sleep.wake();
+        assert_eq!(run.ending.wait(), Outcome::Reset { by: "a sleep without a waking vector" });
+        handle.join().unwrap();
     }
 
     #[test]

@@ -109,7 +109,11 @@ fn steps() {
         traced(name, state, expected)
     };
     stepped("each instruction is stepped", code!(64; "nop", "nop"), &[(1, STEP), (2, STEP)]);
-    let out = stepped("a repeated one after each iteration", code!(64; "rep movsb"), &[(0, STEP), (0, STEP), (2, STEP)]);
+    let out = stepped(
+        "a repeated one after each iteration",
+        code!(64; "rep movsb"),
+        &[(0, STEP), (0, STEP), (2, STEP)],
+    );
     report::equal("and it is complete", out.gprs[CX], 0);
     stepped("a branch", code!(64; "jmp 50f", "ud2", "50: nop"), &[(4, STEP), (5, STEP)]);
     stepped("CPUID", code!(64; "cpuid"), &[(2, STEP)]);
@@ -122,7 +126,11 @@ fn steps() {
     stepped("POPF that clears TF is the last", clear, &[(1, STEP), (8, STEP), (9, STEP)]);
     let set = code!(64; "pushfq", "or dword ptr [rsp], 256", "popfq", "nop", "nop", "pushfq", "and dword ptr [rsp], -257", "popfq");
     let out = State::kernel(set);
-    traced("POPF that sets TF begins after the next", out, &[(10, STEP), (11, STEP), (12, STEP), (19, STEP), (20, STEP)]);
+    traced(
+        "POPF that sets TF begins after the next",
+        out,
+        &[(10, STEP), (11, STEP), (12, STEP), (19, STEP), (20, STEP)],
+    );
     let user = State::user(code!(64; "nop", "mov eax, [rdi]")).flags(flag::TF).with(DI, address(0));
     traced("in ring 3", user, &[(1, STEP), (3, STEP)]);
     let handler = code!(64; "int3", "nop");
@@ -278,13 +286,18 @@ fn data_breakpoints() {
                             cpu::set_dr2(watched);
                             cpu::set_dr7(0x400 | enable(2, condition, length));
                         }
-                        let hit = at < watched + length && watched < at + size && (write || condition == ACCESS);
+                        let hit =
+                            at < watched + length && watched < at + size && (write || condition == ACCESS);
                         let out = State::kernel(code).with(DI, at).run();
                         unsafe { cpu::set_dr7(0x400) };
                         let len = code.len() as u64 - 2;
                         let expected = if hit { (vector::DB, len, 4) } else { (vector::END, len + 2, 0) };
                         let got = (out.vector, out.rip - out.start, out.dr6 ^ NOTHING);
-                        many.equal(format_args!("{length} {condition} {distance} {size} {write}"), got, expected);
+                        many.equal(
+                            format_args!("{length} {condition} {distance} {size} {write}"),
+                            got,
+                            expected,
+                        );
                     }
                 }
             }
@@ -321,9 +334,17 @@ fn data_breakpoint_details() {
     let back = state(code!(64; "rep lodsd", "nop")).with(SI, watched - 4).with(CX, 2);
     traced("REP LODSD, at the last iteration", back, &[(2, 1)]);
     set(enable(0, ACCESS, 1));
-    traced("FXRSTOR's and FXSAVE's area", state(code!(64; "fxsave [rdi]", "fxrstor [rdi]")), &[(3, 1), (6, 1)]);
+    traced(
+        "FXRSTOR's and FXSAVE's area",
+        state(code!(64; "fxsave [rdi]", "fxrstor [rdi]")),
+        &[(3, 1), (6, 1)],
+    );
     set(write);
-    traced("a step and a hit at once", state(code!(64; "mov [rdi], eax", "nop")).flags(flag::TF), &[(2, STEP | 1), (3, STEP)]);
+    traced(
+        "a step and a hit at once",
+        state(code!(64; "mov [rdi], eax", "nop")).flags(flag::TF),
+        &[(2, STEP | 1), (3, STEP)],
+    );
     unsafe { cpu::set_dr1(watched + 2) };
     set(write | enable(1, WRITE, 2));
     traced("two at once", state(code!(64; "mov [rdi], eax")), &[(2, 3)]);
@@ -334,9 +355,17 @@ fn data_breakpoint_details() {
     paging::write(watched - paging::WINDOW, 0x10u16);
     traced("a hit of MOV SS comes after the next instruction", shadow, &[(3, 1)]);
     set(write);
-    traced("LEA and NOP do not hit", state(code!(64; "lea rax, [rdi]", "nop dword ptr [rdi]", "prefetcht0 [rdi]")), &[]);
+    traced(
+        "LEA and NOP do not hit",
+        state(code!(64; "lea rax, [rdi]", "nop dword ptr [rdi]", "prefetcht0 [rdi]")),
+        &[],
+    );
     set(enable(0, ACCESS, 4));
-    traced("CMPXCHG that fails hits too", state(code!(64; "cmpxchg [rdi], ebx", "nop")).with(AX, 77), &[(3, 1)]);
+    traced(
+        "CMPXCHG that fails hits too",
+        state(code!(64; "cmpxchg [rdi], ebx", "nop")).with(AX, 77),
+        &[(3, 1)],
+    );
     paging::set(1, 5);
     set(write);
     let out = state(code!(64; "mov [rdi], eax")).run();
@@ -416,8 +445,18 @@ fn legacy_modes() {
     stepped(legacy::State::user(code!(32; "nop")), "a step in ring 3 of it", 1, STEP);
     stepped(legacy::State::real(code!(16; "nop")), "a step in real mode", 1, STEP);
     stepped(legacy::State::v86(code!(16; "nop")), "a step in virtual-8086 mode", 1, STEP);
-    stepped(legacy::State::v86(code!(16; "mov ax, ss", "mov ss, eax", "nop")).without(flag::RF), "MOV from SS is stepped", 2, STEP);
-    stepped(legacy::State::protected(code!(32; "mov ss, eax", "nop")).with(AX, 0x10), "MOV SS in protected mode", 3, STEP);
+    stepped(
+        legacy::State::v86(code!(16; "mov ax, ss", "mov ss, eax", "nop")).without(flag::RF),
+        "MOV from SS is stepped",
+        2,
+        STEP,
+    );
+    stepped(
+        legacy::State::protected(code!(32; "mov ss, eax", "nop")).with(AX, 0x10),
+        "MOV SS in protected mode",
+        3,
+        STEP,
+    );
     let popped = legacy::State::protected(code!(32; ".byte 0x17", "nop"));
     // SAFETY: a stack of ours.
     unsafe { ((legacy::stack() - 4) as usize as *mut u32).write_volatile(0x10) };

@@ -93,14 +93,21 @@ fn addressing() {
     }
     let out = State::real(code!(16; "mov al, [bx + si]")).with(BX, 0xfff0).with(SI, 0x30).run();
     report::equal("an address wraps at 64 KiB", out.gprs[AX], 0x20);
-    let out = State::real(code!(16; "lea ax, [bx + si + 7]", "lea ecx, [ebx + esi * 8]")).with(BX, 0xfff0).with(SI, 0x30).run();
+    let out = State::real(code!(16; "lea ax, [bx + si + 7]", "lea ecx, [ebx + esi * 8]"))
+        .with(BX, 0xfff0)
+        .with(SI, 0x30)
+        .run();
     report::equal("LEA of 16 and 32 bits", (out.gprs[AX], out.gprs[CX]), (0x27, 0x1_0170));
     let out = State::real(code!(16; "xlatb")).with(BX, 0x10).with(AX, 5).run();
     report::equal("XLAT", out.gprs[AX], 0x15);
     // SAFETY: as above.
     unsafe { data::<u32>(0x40).write_volatile(0x5678_1234) };
     let out = State::real(code!(16; "les bx, [di]", "lfs cx, [di]")).with(DI, 0x40).run();
-    report::equal("LES and LFS", (out.gprs[BX], out.es, out.gprs[CX], out.fs), (0x1234, 0x5678, 0x1234, 0x5678));
+    report::equal(
+        "LES and LFS",
+        (out.gprs[BX], out.es, out.gprs[CX], out.fs),
+        (0x1234, 0x5678, 0x1234, 0x5678),
+    );
     // Beyond 1 MiB: A20 is on.
     // SAFETY: as above; 0x10_0010 is free memory.
     unsafe { low::<u32>(0x10_0010).write_volatile(0xfeed) };
@@ -110,7 +117,8 @@ fn addressing() {
 }
 
 fn stack() {
-    let out = State::real(code!(16; "push ax", "push ebx", "push 0x12", "push cs", "pushf")).with(AX, 0xabcd).run();
+    let out =
+        State::real(code!(16; "push ax", "push ebx", "push 0x12", "push cs", "pushf")).with(AX, 0xabcd).run();
     report::equal("PUSH of words and of 32 bits", out.gprs[SP], 0x8000 - 12);
     // SAFETY: as above.
     let words = unsafe { on_stack::<[u16; 6]>(0x7ff4).read_volatile() };
@@ -146,7 +154,11 @@ fn strings() {
     }
     let out = State::real(code!(16; "rep movsb")).with(CX, 8).with(DI, 0x100).run();
     let moved = unsafe { data::<[u8; 8]>(0x100).read_volatile() };
-    report::equal("REP MOVSB", (moved, out.gprs[SI], out.gprs[DI], out.gprs[CX]), (*b"abcdefgh", 8, 0x108, 0));
+    report::equal(
+        "REP MOVSB",
+        (moved, out.gprs[SI], out.gprs[DI], out.gprs[CX]),
+        (*b"abcdefgh", 8, 0x108, 0),
+    );
     let out = State::real(code!(16; "repe cmpsb")).with(CX, 8).with(DI, 0x101).run();
     report::equal("REPE CMPSB", (out.gprs[CX], out.gprs[SI]), (7, 1));
     let out = State::real(code!(16; "repne scasb")).with(CX, 8).with(AX, u32::from(b'd')).run();
@@ -175,7 +187,8 @@ fn transfers() {
     report::equal("CALL far", (out.eip, pushed), (0x37, [2, REAL_SEGMENT]));
     let out = State::real(code!(16; "push cs", "push 6", ".byte 0xcb", "ud2", "nop", "nop")).run();
     report::equal("RETF", (out.vector, out.gprs[SP]), (0x30, 0x8000));
-    let out = State::real(code!(16; "push 1", "push cs", "push 10", ".byte 0xca, 2, 0", "ud2", "nop", "nop")).run();
+    let out =
+        State::real(code!(16; "push 1", "push cs", "push 10", ".byte 0xca, 2, 0", "ud2", "nop", "nop")).run();
     report::equal("RETF n", (out.vector, out.gprs[SP]), (0x30, 0x8000));
     let out = State::real(code!(16; "jmp ebx")).with(BX, 0x1_0000).run();
     out.check("a jump beyond 64 KiB", fault(vector::GP, 0));
@@ -197,7 +210,11 @@ fn interrupts() {
     unsafe { low::<u32>(4 * 0x56).write_volatile(u32::from(REAL_SEGMENT) << 16 | 4) };
     let out = handler.flags(flag::IF | flag::CF).run();
     out.check("a handler's IRET", END);
-    report::equal("IF is off in the handler and on after it", (out.gprs[BX], out.eflags & 0xffff), (3, 0x203));
+    report::equal(
+        "IF is off in the handler and on after it",
+        (out.gprs[BX], out.eflags & 0xffff),
+        (3, 0x203),
+    );
     // SAFETY: as above.
     unsafe { on_stack::<[u16; 3]>(0x7000).write_volatile([3, REAL_SEGMENT, 0x7246]) };
     let out = State::real(code!(16; "iret", "ud2", "nop")).with(SP, 0x7000).run();
@@ -222,9 +239,18 @@ fn interrupts() {
 fn faults() {
     State::real(code!(16; "div cl")).run().check("#DE", fault(vector::DE, 0));
     State::real(code!(16; "ud2")).run().check("#UD", fault(vector::UD, 0));
-    State::real(code!(16; "mov ax, [di]")).with(DI, 0xffff).run().check("a word at 0xffff", fault(vector::GP, 0));
-    State::real(code!(16; "mov ax, ss:[di]")).with(DI, 0xffff).run().check("a word at SS:0xffff", fault(vector::SS, 0));
-    State::real(code!(16; "mov al, [edi]")).with(DI, 0x1_0000).run().check("an offset of 17 bits", fault(vector::GP, 0));
+    State::real(code!(16; "mov ax, [di]"))
+        .with(DI, 0xffff)
+        .run()
+        .check("a word at 0xffff", fault(vector::GP, 0));
+    State::real(code!(16; "mov ax, ss:[di]"))
+        .with(DI, 0xffff)
+        .run()
+        .check("a word at SS:0xffff", fault(vector::SS, 0));
+    State::real(code!(16; "mov al, [edi]"))
+        .with(DI, 0x1_0000)
+        .run()
+        .check("an offset of 17 bits", fault(vector::GP, 0));
     // SAFETY: as above.
     unsafe { data::<[i16; 2]>(0x80).write_volatile([-5, 5]) };
     let bound = code!(16; "bound ax, [di]");
@@ -272,12 +298,14 @@ fn system() {
 fn unreal() {
     // SAFETY: memory that nobody uses.
     unsafe { low::<u32>(0x80_0000).write_volatile(0x1234) };
-    let mut state = State::unreal(code!(16; "mov eax, [edi]", "mov [edi], ebx")).with(DI, 0x80_0000).with(BX, 0x5678);
+    let mut state =
+        State::unreal(code!(16; "mov eax, [edi]", "mov [edi], ebx")).with(DI, 0x80_0000).with(BX, 0x5678);
     state.ds = 0;
     let out = state.run();
     report::equal("a segment keeps its limit of 4 GiB", (out.vector, out.gprs[AX]), (0x30, 0x1234));
     report::equal("in a store too", unsafe { low::<u32>(0x80_0000).read_volatile() }, 0x5678);
-    let mut state = State::unreal(code!(16; "mov ds, cx", "mov eax, [edi]")).with(DI, 0x80_0000 - 0x10).with(CX, 1);
+    let mut state =
+        State::unreal(code!(16; "mov ds, cx", "mov eax, [edi]")).with(DI, 0x80_0000 - 0x10).with(CX, 1);
     state.ds = 0x4000;
     let out = state.run();
     report::equal("loading it changes the base alone", (out.vector, out.gprs[AX]), (0x30, 0x5678));

@@ -92,7 +92,11 @@ fn calls() {
     let before = to(call(), FIRST).flags(flag::CF);
     let out = before.run();
     report::equal("CALL to a TSS enters its task", (out.vector, out.eip), (0x30, body.as_ptr() as u32 + 5));
-    report::equal("with its registers", (out.gprs[BX], out.gprs[DI], out.gprs[SP]), (0x1111, 0x7777, stack() - 0x400));
+    report::equal(
+        "with its registers",
+        (out.gprs[BX], out.gprs[DI], out.gprs[SP]),
+        (0x1111, 0x7777, stack() - 0x400),
+    );
     report::equal("with NT", out.eflags & 0xffff, flag::NT as u32 | 2);
     report::equal("in TR", out.tr, FIRST.into());
     report::equal("its back link is the caller", read(&tables().tasks[0].link), TSS.into());
@@ -103,7 +107,8 @@ fn calls() {
     report::equal("the caller's registers are saved", gprs, before.gprs);
     report::equal("its EIP is the next instruction's", saved.eip, call().as_ptr() as u32 + 2);
     report::equal("its flags have no NT", saved.eflags & 0xffff, 3);
-    let segments = [saved.es, saved.cs, saved.ss, saved.ds, saved.fs, saved.gs].map(|selector| selector & 0xffff);
+    let segments =
+        [saved.es, saved.cs, saved.ss, saved.ds, saved.fs, saved.gs].map(|selector| selector & 0xffff);
     let data = DATA.into();
     report::equal("its selectors", segments, [data, CODE.into(), data, data, data, data]);
     // And back.
@@ -112,7 +117,11 @@ fn calls() {
     let out = to(call(), FIRST).run();
     report::equal("IRET returns behind the CALL", (out.vector, out.eip), (0x30, call().as_ptr() as u32 + 5));
     report::equal("with the caller's registers", (out.gprs[BX], out.gprs[CX]), (0xbbbb, 0xcccc));
-    report::holds("only the caller is busy", tables().is_busy(TSS) && !tables().is_busy(FIRST), tables().get(FIRST));
+    report::holds(
+        "only the caller is busy",
+        tables().is_busy(TSS) && !tables().is_busy(FIRST),
+        tables().get(FIRST),
+    );
     report::equal("NT was cleared in the task's flags", read(&tables().tasks[0].eflags) & flag::NT as u32, 0);
     report::equal("where the task goes on", read(&tables().tasks[0].eip), body.as_ptr() as u32 + 1);
     // Called again, it goes on there.
@@ -125,11 +134,23 @@ fn jumps() {
     let body = code!(32; "nop");
     task(body);
     let out = to(jump(), FIRST).flags(flag::NT).run();
-    report::equal("JMP to a TSS", (out.vector, out.tr, out.eip), (0x30, FIRST.into(), body.as_ptr() as u32 + 3));
+    report::equal(
+        "JMP to a TSS",
+        (out.vector, out.tr, out.eip),
+        (0x30, FIRST.into(), body.as_ptr() as u32 + 3),
+    );
     report::equal("without NT", out.eflags & 0xffff, 2);
-    report::holds("the old task is not busy", !tables().is_busy(TSS) && tables().is_busy(FIRST), tables().get(TSS));
+    report::holds(
+        "the old task is not busy",
+        !tables().is_busy(TSS) && tables().is_busy(FIRST),
+        tables().get(TSS),
+    );
     report::equal("the back link is as it was", read(&tables().tasks[0].link), 0);
-    report::equal("the old task's flags keep NT", read(&tables().tss.eflags) & flag::NT as u32, flag::NT as u32);
+    report::equal(
+        "the old task's flags keep NT",
+        read(&tables().tss.eflags) & flag::NT as u32,
+        flag::NT as u32,
+    );
     // There and back.
     let body = code!(32; "ljmp [edi]");
     task(body);
@@ -156,7 +177,11 @@ fn gates() {
     task(body);
     tables().set(GATE, gate(FIRST, 0, PRESENT | kind::TASK | dpl(3), 0));
     let out = State::user(call()).with(DI, pointer(GATE | 3)).run();
-    report::equal("a task gate from ring 3 to a TSS of ring 0", (out.vector, out.tr, out.cs), (0x30, FIRST.into(), CODE.into()));
+    report::equal(
+        "a task gate from ring 3 to a TSS of ring 0",
+        (out.vector, out.tr, out.cs),
+        (0x30, FIRST.into(), CODE.into()),
+    );
     let gate_error = |name: &str, entry: u64, user: bool, expected: Event| {
         task(body);
         tables().set(GATE, entry);
@@ -164,13 +189,33 @@ fn gates() {
         state.with(DI, pointer(GATE)).run().check(name, expected);
     };
     let error = u64::from(GATE);
-    gate_error("a task gate of ring 0 from ring 3", gate(FIRST, 0, PRESENT | kind::TASK, 0), true, fault(vector::GP, error));
+    gate_error(
+        "a task gate of ring 0 from ring 3",
+        gate(FIRST, 0, PRESENT | kind::TASK, 0),
+        true,
+        fault(vector::GP, error),
+    );
     gate_error("an absent task gate", gate(FIRST, 0, kind::TASK, 0), false, fault(vector::NP, error));
     gate_error("a task gate to NULL", gate(0, 0, PRESENT | kind::TASK, 0), false, fault(vector::GP, 0));
     gate_error("a task gate to data", gate(DATA, 0, PRESENT | kind::TASK, 0), false, fault(vector::GP, 0x10));
-    gate_error("a task gate to the LDT", gate(0x0c, 0, PRESENT | kind::TASK, 0), false, fault(vector::GP, 0x0c));
-    gate_error("a task gate beyond the GDT", gate(0x400, 0, PRESENT | kind::TASK, 0), false, fault(vector::GP, 0x400));
-    gate_error("a task gate to a busy TSS", gate(TSS, 0, PRESENT | kind::TASK, 0), false, fault(vector::GP, TSS.into()));
+    gate_error(
+        "a task gate to the LDT",
+        gate(0x0c, 0, PRESENT | kind::TASK, 0),
+        false,
+        fault(vector::GP, 0x0c),
+    );
+    gate_error(
+        "a task gate beyond the GDT",
+        gate(0x400, 0, PRESENT | kind::TASK, 0),
+        false,
+        fault(vector::GP, 0x400),
+    );
+    gate_error(
+        "a task gate to a busy TSS",
+        gate(TSS, 0, PRESENT | kind::TASK, 0),
+        false,
+        fault(vector::GP, TSS.into()),
+    );
 }
 
 fn interrupts() {
@@ -183,14 +228,28 @@ fn interrupts() {
     let interrupting = code!(32; "int 0x55", "nop");
     let out = State::protected(interrupting).flags(flag::IF | flag::CF).run();
     report::equal("INT n through a task gate", (out.vector, out.tr), (0x30, FIRST.into()));
-    report::equal("with NT and the back link", (out.eflags & 0xffff, read(&tables().tasks[0].link)), (flag::NT as u32 | 2, TSS.into()));
-    report::equal("the old flags are saved", read(&tables().tss.eflags) & 0xffff, (flag::IF | flag::CF) as u32 | 2);
+    report::equal(
+        "with NT and the back link",
+        (out.eflags & 0xffff, read(&tables().tasks[0].link)),
+        (flag::NT as u32 | 2, TSS.into()),
+    );
+    report::equal(
+        "the old flags are saved",
+        read(&tables().tss.eflags) & 0xffff,
+        (flag::IF | flag::CF) as u32 | 2,
+    );
     report::equal("the old EIP is behind INT n", read(&tables().tss.eip), interrupting.as_ptr() as u32 + 2);
     gate_for(0x55, code!(32; "iretd"), 0);
     let out = State::protected(interrupting).with(BX, 5).run();
-    report::equal("and IRET returns there", (out.vector, out.gprs[BX], out.eip), (0x30, 5, interrupting.as_ptr() as u32 + 5));
+    report::equal(
+        "and IRET returns there",
+        (out.vector, out.gprs[BX], out.eip),
+        (0x30, 5, interrupting.as_ptr() as u32 + 5),
+    );
     gate_for(0x55, body, 0);
-    State::user(interrupting).run().check("INT n through a task gate of ring 0 from ring 3", fault(vector::GP, 0x55 * 8 + 2));
+    State::user(interrupting)
+        .run()
+        .check("INT n through a task gate of ring 0 from ring 3", fault(vector::GP, 0x55 * 8 + 2));
     gate_for(0x55, body, 3);
     let out = State::user(interrupting).run();
     report::equal("through one of ring 3", (out.vector, out.tr, out.cs), (0x30, FIRST.into(), CODE.into()));
@@ -199,9 +258,17 @@ fn interrupts() {
     gate_for(13, body, 0);
     let faulting = code!(32; "mov ds, eax");
     let out = State::protected(faulting).with(AX, 0x400).run();
-    report::equal("a fault's task", (out.vector, out.tr, out.gprs[SP]), (0x30, FIRST.into(), stack() - 0x404));
+    report::equal(
+        "a fault's task",
+        (out.vector, out.tr, out.gprs[SP]),
+        (0x30, FIRST.into(), stack() - 0x404),
+    );
     report::equal("has the error code on its stack", out.gprs[BX], 0x400);
-    report::equal("the faulting instruction's EIP is saved", read(&tables().tss.eip), faulting.as_ptr() as u32);
+    report::equal(
+        "the faulting instruction's EIP is saved",
+        read(&tables().tss.eip),
+        faulting.as_ptr() as u32,
+    );
     report::equal("with RF", read(&tables().tss.eflags) & flag::RF as u32, flag::RF as u32);
     gate_for(0, body, 0);
     let out = State::protected(code!(32; "div ecx")).run();
@@ -223,9 +290,17 @@ fn returns() {
     tables().set(FIRST, tables().get(FIRST) | 2 << 40);
     tables().tss.link = FIRST.into();
     let out = State::protected(code).flags(flag::NT).run();
-    report::equal("IRET with NT enters the task of the back link", (out.vector, out.tr), (0x30, FIRST.into()));
+    report::equal(
+        "IRET with NT enters the task of the back link",
+        (out.vector, out.tr),
+        (0x30, FIRST.into()),
+    );
     report::equal("without NT there", out.eflags & 0xffff, 2);
-    report::holds("the old task is not busy", !tables().is_busy(TSS) && tables().is_busy(FIRST), tables().get(TSS));
+    report::holds(
+        "the old task is not busy",
+        !tables().is_busy(TSS) && tables().is_busy(FIRST),
+        tables().get(TSS),
+    );
     report::equal("its saved flags have no NT", read(&tables().tss.eflags) & flag::NT as u32, 0);
     let wrong = |name: &str, link: u32, expected: Event| {
         task(body);
@@ -240,7 +315,10 @@ fn returns() {
     task(body);
     tables().set(FIRST, (tables().get(FIRST) | 2 << 40) & !(PRESENT << 40));
     tables().tss.link = FIRST.into();
-    State::protected(code).flags(flag::NT).run().check("a back link to an absent TSS", fault(vector::NP, FIRST.into()));
+    State::protected(code)
+        .flags(flag::NT)
+        .run()
+        .check("a back link to an absent TSS", fault(vector::NP, FIRST.into()));
 }
 
 fn other_rings() {
@@ -260,10 +338,15 @@ fn other_rings() {
     self::task(body);
     tables.set(WRONG, segment(0, 0xf_ffff, PRESENT | kind::CONFORMING_READ, PAGES | BIG));
     let task = &mut tables.tasks[0];
-    (task.cs, task.ss, task.ds, task.es, task.fs, task.gs) = (u32::from(WRONG) | 3, data, data, data, data, data);
+    (task.cs, task.ss, task.ds, task.es, task.fs, task.gs) =
+        (u32::from(WRONG) | 3, data, data, data, data, data);
     (task.esp0, task.ss0) = (stack() - 0x800, DATA.into());
     let out = to(call(), FIRST).run();
-    report::equal("a task in conforming code with RPL 3", (out.vector, out.cs, out.ss), (0x30, u32::from(WRONG) | 3, data));
+    report::equal(
+        "a task in conforming code with RPL 3",
+        (out.vector, out.cs, out.ss),
+        (0x30, u32::from(WRONG) | 3, data),
+    );
 }
 
 fn switched_state() {
@@ -276,7 +359,11 @@ fn switched_state() {
     tables.tasks[0].es = 0x0c;
     tables.tasks[0].cr3 = 0x1234_5000;
     let out = to(call(), FIRST).run();
-    report::equal("the task's LDT and a segment of it", (out.vector, out.gprs[BX], out.es), (0x30, LDT.into(), 0x0c));
+    report::equal(
+        "the task's LDT and a segment of it",
+        (out.vector, out.gprs[BX], out.es),
+        (0x30, LDT.into(), 0x0c),
+    );
     report::equal("its flags", out.gprs[CX] & 0xffff, flag::NT as u32 | 0x8d7);
     report::equal("CR3 is not loaded without paging", out.gprs[DX], 0);
     // With paging, CR3 is loaded: 4 MiB pages one to one.
@@ -311,7 +398,30 @@ fn sixteen_bits() {
     tables.set(WRONG, segment(body.as_ptr() as u64, 0xffff, PRESENT | kind::CODE_READ, BIG));
     let words = core::ptr::from_mut(&mut tables.tasks[1]).cast::<u16>();
     let data = DATA;
-    let image = [0, 0, 0, 0, 0, 0, 0, 0, 2, 0xaaaa, 0xcccc, 0xdddd, 0xbbbb, (stack() - 0x400) as u16, 0, 0, 0, data, WRONG, data, data, 0];
+    let image = [
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        2,
+        0xaaaa,
+        0xcccc,
+        0xdddd,
+        0xbbbb,
+        (stack() - 0x400) as u16,
+        0,
+        0,
+        0,
+        data,
+        WRONG,
+        data,
+        data,
+        0,
+    ];
     for (index, word) in image.into_iter().enumerate() {
         // SAFETY: within the TSS.
         unsafe { words.add(index).write_volatile(word) };
@@ -324,7 +434,11 @@ fn sixteen_bits() {
     unsafe { words.add(19).write_volatile(SECOND) };
     let before = to(call(), FIRST);
     let out = before.run();
-    report::equal("CALL to a 16-bit TSS", (out.vector, out.tr, out.gprs[BX] & 0xffff), (0x30, FIRST.into(), 0xaaaa));
+    report::equal(
+        "CALL to a 16-bit TSS",
+        (out.vector, out.tr, out.gprs[BX] & 0xffff),
+        (0x30, FIRST.into(), 0xaaaa),
+    );
     report::equal("its back link", unsafe { words.read_volatile() }, TSS);
     report::equal("FS and GS are NULL", (out.fs, out.gs), (0, 0));
     report::equal("the 32-bit task is saved whole", read(&tables.tss.ebx), before.gprs[BX]);
@@ -351,15 +465,28 @@ fn refused() {
     let error = u64::from(FIRST);
     for (name, code) in [("CALL", call()), ("JMP", jump())] {
         wrong(format_args!("{name} to a busy TSS"), code, usual | 2 << 40, fault(vector::GP, error));
-        wrong(format_args!("{name} to an absent TSS"), code, usual & !(PRESENT << 40), fault(vector::NP, error));
-        wrong(format_args!("{name} to a TSS that is too short"), code, usual & !0xffff | 102, fault(vector::TS, error));
+        wrong(
+            format_args!("{name} to an absent TSS"),
+            code,
+            usual & !(PRESENT << 40),
+            fault(vector::NP, error),
+        );
+        wrong(
+            format_args!("{name} to a TSS that is too short"),
+            code,
+            usual & !0xffff | 102,
+            fault(vector::TS, error),
+        );
     }
     task(body);
     tables().set(FIRST, usual & !0xffff | 103);
     let out = to(call(), FIRST).run();
     report::equal("a TSS of 104 bytes", (out.vector, out.tr), (0x30, FIRST.into()));
     task(body);
-    State::user(call()).with(DI, pointer(FIRST)).run().check("CALL to a TSS of ring 0 from ring 3", fault(vector::GP, error));
+    State::user(call())
+        .with(DI, pointer(FIRST))
+        .run()
+        .check("CALL to a TSS of ring 0 from ring 3", fault(vector::GP, error));
     task(body);
     tables().set(FIRST, usual | 3 << 45);
     let out = State::user(call()).with(DI, pointer(FIRST | 3)).run();
@@ -392,7 +519,12 @@ fn invalid_states() {
     wrong("CS of NULL", |task| task.cs = 0, 0, ts(0));
     wrong("CS of data", |task| task.cs = DATA.into(), 0, ts(DATA));
     wrong("CS beyond the GDT", |task| task.cs = 0x400, 0, ts(0x400));
-    wrong("CS of another ring", |task| task.cs = WRONG.into(), flat(PRESENT | kind::CODE_READ | dpl(2)), ts(WRONG));
+    wrong(
+        "CS of another ring",
+        |task| task.cs = WRONG.into(),
+        flat(PRESENT | kind::CODE_READ | dpl(2)),
+        ts(WRONG),
+    );
     wrong("absent CS", |task| task.cs = WRONG.into(), flat(kind::CODE_READ), event(vector::NP, WRONG.into()));
     wrong("SS of NULL", |task| task.ss = 0, 0, ts(0));
     wrong("SS of code", |task| task.ss = CODE.into(), 0, ts(CODE));
@@ -425,7 +557,11 @@ fn trap_flag() {
     tables().tasks[0].trap = 1;
     unsafe { cpu::set_dr6(0) };
     let out = to(call(), FIRST).run();
-    report::equal("the T bit traps before the first instruction", (out.vector, out.eip), (1, body.as_ptr() as u32));
+    report::equal(
+        "the T bit traps before the first instruction",
+        (out.vector, out.eip),
+        (1, body.as_ptr() as u32),
+    );
     report::equal("with BT in DR6", out.dr6, 0xffff_0ff0 | 1 << 15);
     unsafe { cpu::set_dr6(0) };
     task(body);

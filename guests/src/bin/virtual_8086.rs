@@ -48,11 +48,21 @@ fn addressing() {
     unsafe {
         data::<u32>(0x10).write_volatile(0x1234_5678);
         let out = State::v86(code!(16; "mov eax, [di]")).with(DI, 0x10).run();
-        report::equal("a segment's base is 16 times its selector", (out.vector, out.gprs[AX]), (0x30, 0x1234_5678));
-        State::v86(code!(16; "mov eax, [edi]")).with(DI, 0xfffd).run().check("4 bytes beyond 64 KiB", fault(vector::GP, 0));
+        report::equal(
+            "a segment's base is 16 times its selector",
+            (out.vector, out.gprs[AX]),
+            (0x30, 0x1234_5678),
+        );
+        State::v86(code!(16; "mov eax, [edi]"))
+            .with(DI, 0xfffd)
+            .run()
+            .check("4 bytes beyond 64 KiB", fault(vector::GP, 0));
         let out = State::v86(code!(16; "mov eax, [edi]")).with(DI, 0x1_0000).run();
         out.check("an offset of 17 bits", fault(vector::GP, 0));
-        State::v86(code!(16; "mov ax, ss:[edi]")).with(DI, 0xffff).run().check("the stack's limit", fault(vector::SS, 0));
+        State::v86(code!(16; "mov ax, ss:[edi]"))
+            .with(DI, 0xffff)
+            .run()
+            .check("the stack's limit", fault(vector::SS, 0));
         State::v86(code!(16; "push ax")).with(SP, 1).run().check("PUSH at SP 1", fault(vector::SS, 0));
         let out = State::v86(code!(16; "push ax")).with(SP, 0).run();
         report::equal("PUSH at SP 0 wraps", (out.vector, out.gprs[SP] & 0xffff), (0x30, 0xfffe));
@@ -63,10 +73,18 @@ fn addressing() {
         let out = State::v86(code!(16; "ljmp [di]")).with(DI, 0x20);
         data::<u32>(0x20).write_volatile(u32::from(REAL_SEGMENT) << 16 | 2);
         let out = out.run();
-        report::equal("JMP far loads a segment", (out.vector, out.eip, out.cs), (0x30, 4, REAL_SEGMENT.into()));
+        report::equal(
+            "JMP far loads a segment",
+            (out.vector, out.eip, out.cs),
+            (0x30, 4, REAL_SEGMENT.into()),
+        );
         data::<u32>(0x20).write_volatile(u32::from(REAL_SEGMENT - 1) << 16 | 0x13);
         let out = State::v86(code!(16; "lcall [di]", "nop")).with(DI, 0x20).run();
-        report::equal("CALL far too", (out.vector, out.cs, out.eip), (0x30, u32::from(REAL_SEGMENT) - 1, 0x15));
+        report::equal(
+            "CALL far too",
+            (out.vector, out.cs, out.eip),
+            (0x30, u32::from(REAL_SEGMENT) - 1, 0x15),
+        );
         let pushed = stack::<u32>(0x7ffc).read_volatile();
         report::equal("and pushes what it leaves", pushed, u32::from(REAL_SEGMENT) << 16 | 2);
     }
@@ -88,12 +106,18 @@ fn sensitive() {
             state.run().check(format_args!("{name} with IOPL {level}"), fault(vector::GP, 0));
         }
     }
-    State::v86(code!(16; "int 0x21")).without(flag::IOPL).run().check("INT n with IOPL 0", fault(vector::GP, 0));
+    State::v86(code!(16; "int 0x21"))
+        .without(flag::IOPL)
+        .run()
+        .check("INT n with IOPL 0", fault(vector::GP, 0));
     let out = State::v86(code!(16; "int3")).without(flag::IOPL).run();
     out.check("INT3 does not look at IOPL", event_at(vector::BP, 0, 1));
     let out = State::v86(code!(16; "into")).without(flag::IOPL).flags(flag::OF).run();
     out.check("INTO does not either", event_at(vector::OF, 0, 1));
-    State::v86(code!(16; "cli", "sti", "pushf", "popf")).flags(flag::IF).run().check("all of them with IOPL 3", END);
+    State::v86(code!(16; "cli", "sti", "pushf", "popf"))
+        .flags(flag::IF)
+        .run()
+        .check("all of them with IOPL 3", END);
     let out = State::v86(code!(16; "cli")).flags(flag::IF).run();
     report::equal("CLI clears IF then", out.eflags & IF, 0);
     // SAFETY: as above.
@@ -109,7 +133,10 @@ fn ports() {
     out.check("ports ask the bitmap even with IOPL 3", fault(vector::GP, 0));
     tables().tss.ports[0xc] = !2;
     State::v86(read).with(DX, 0x61).run().check("a port that is allowed", END);
-    State::v86(code!(16; "in ax, dx")).with(DX, 0x61).run().check("a word with one that is not", fault(vector::GP, 0));
+    State::v86(code!(16; "in ax, dx"))
+        .with(DX, 0x61)
+        .run()
+        .check("a word with one that is not", fault(vector::GP, 0));
     tables().reset();
 }
 
@@ -154,12 +181,24 @@ fn interrupts() {
     let esp0 = tables().tss.esp0;
     report::equal("the frame is at ESP0", out.frame, esp0 - 36);
     let data = u32::from(REAL_DATA);
-    let expected = [2, REAL_SEGMENT.into(), flag::VM as u32 | IOPL | 2, 0x8000, REAL_STACK.into(), data, data, data, data];
+    let expected = [
+        2,
+        REAL_SEGMENT.into(),
+        flag::VM as u32 | IOPL | 2,
+        0x8000,
+        REAL_STACK.into(),
+        data,
+        data,
+        data,
+        data,
+    ];
     report::equal("EIP, CS, EFLAGS, ESP, SS, ES, DS, FS, GS", frame.map(|word| word & 0x3_ffff), expected);
     // A handler that is not in ring 0.
     let usual = tables().idt[0x55];
     tables().idt[0x55] = guests::descriptor::gate(selector::USER_CODE, 0, 0x80 | 3 << 5 | 14, 0);
-    State::v86(code!(16; "int 0x55")).run().check("a handler in ring 3", fault(vector::GP, selector::USER_CODE as u64 & !3));
+    State::v86(code!(16; "int 0x55"))
+        .run()
+        .check("a handler in ring 3", fault(vector::GP, selector::USER_CODE as u64 & !3));
     tables().idt[0x55] = usual;
     State::v86(code!(16; "int 0x55")).run().check("a gate of ring 0", fault(vector::GP, 0x55 * 8 + 2));
     State::v86(code!(16; "mov bx, [0xffff]")).run().check("a fault's error code", fault(vector::GP, 0));
@@ -247,7 +286,11 @@ fn redirection() {
     let mut state = State::v86(int).flags(flag::IF);
     state.cr4 = VME;
     let (out, frame) = run(state);
-    report::equal("with IOPL 3 the flags are pushed as they are", (out.vector, out.eip, frame), (13, 4, [2, REAL_SEGMENT, 0x3202]));
+    report::equal(
+        "with IOPL 3 the flags are pushed as they are",
+        (out.vector, out.eip, frame),
+        (13, 4, [2, REAL_SEGMENT, 0x3202]),
+    );
     report::equal("and IF is cleared", out.eflags & IF, 0);
     set(false);
     let (out, _) = run(with_vme(int));
@@ -275,7 +318,10 @@ fn protected_mode() {
     report::equal("sets VIF", out.eflags & (VIF | IF), VIF);
     let out = with_pvi(code!(32; "cli")).flags(flag::VIF | flag::IF).run();
     report::equal("CLI clears it", (out.vector, out.eflags & (VIF | IF)), (0x30, IF));
-    with_pvi(code!(32; "sti")).flags(flag::VIP).run().check("STI with an interrupt pending", fault(vector::GP, 0));
+    with_pvi(code!(32; "sti"))
+        .flags(flag::VIP)
+        .run()
+        .check("STI with an interrupt pending", fault(vector::GP, 0));
     State::user(code!(32; "sti")).run().check("STI without PVI", fault(vector::GP, 0));
     let out = with_pvi(code!(32; "pushfd", "pop eax")).flags(flag::VIF).run();
     report::equal("PUSHF shows VIF as it is", out.gprs[AX] & (VIF | IF | IOPL), VIF);

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{Attention, Space};
@@ -29,6 +29,8 @@ pub struct InterruptFabric {
     pic: Mutex<WiredPic>,
     ioapic: Mutex<IoApic>,
     apics: Vec<Arc<LocalApic>>,
+    /// Whether a guest has ever moved an xAPIC ID, so that IDs are not indices, and several processors may have one.
+    moved: Arc<AtomicBool>,
     /// Where the search for a lowest-priority processor begins, so that equals take turns.
     turn: AtomicUsize,
 }
@@ -43,14 +45,16 @@ impl InterruptFabric {
     /// The controllers after power-up, with one local APIC for each attention word: processor `n` has APIC ID `n`,
     /// and processor 0 is the bootstrap processor.
     pub fn new(features: ApicFeatures, timers: &Timers, attentions: &[Arc<Attention>]) -> Arc<Self> {
+        let moved = Arc::new(AtomicBool::new(false));
         let apics = (0..)
             .zip(attentions)
-            .map(|(id, attention)| LocalApic::new(id, features, timers, attention.clone()))
+            .map(|(id, attention)| LocalApic::new(id, features, timers, attention.clone(), moved.clone()))
             .collect();
         Arc::new(Self {
             pic: Mutex::new(WiredPic { pic: Pic::new(), output: false }),
             ioapic: Mutex::new(IoApic::new()),
             apics,
+            moved,
             turn: AtomicUsize::new(0),
         })
     }
@@ -113,8 +117,7 @@ impl InterruptFabric {
         if message.delivery == DeliveryMode::LowestPriority {
             return self.deliver_lowest(message, except);
         }
-        if !message.logical {
-            // IDs are indices unless a guest moved them.
+        if !message.logical && !self.moved.load(Ordering::Acquire) {
             let at_index = usize::try_from(message.destination).ok().and_then(|id| self.apics.get(id));
             if let Some(apic) = at_index.filter(|apic| apic.is_meant(message)) {
                 return apic.accept(message);

@@ -31,12 +31,19 @@ pub(super) fn table(config: &AcpiConfig) -> Vec<u8> {
     for device in legacy_devices() {
         scope(&device, &mut aml);
     }
-    // PM1a and PM1b sleep types, and two reserved elements.
-    let sleep = Package::new(vec![&acpi_pm::SLP_TYP_S5, &ZERO, &ZERO, &ZERO]);
-    Name::new("_S5_".into(), &sleep).to_aml_bytes(&mut aml);
+    sleep_state("_S5_", acpi_pm::SLP_TYP_S5, &mut aml);
+    if config.suspend {
+        sleep_state("_S3_", acpi_pm::SLP_TYP_S3, &mut aml);
+    }
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_LEN, REVISION, OEM, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
     dsdt.as_slice().to_vec()
+}
+
+/// What a sleep state takes: the sleep types of PM1a and PM1b, and two reserved elements.
+fn sleep_state(name: &str, sleep_type: u8, aml: &mut Vec<u8>) {
+    let types = Package::new(vec![&sleep_type, &ZERO, &ZERO, &ZERO]);
+    Name::new(name.into(), &types).to_aml_bytes(aml);
 }
 
 /// Puts a device under `\_SB`.

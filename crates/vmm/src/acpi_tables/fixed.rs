@@ -20,12 +20,12 @@ mod boot_architecture {
 
 /// The table, with the DSDT at `dsdt` and the FACS at `facs`.
 ///
-/// The power button is fixed hardware (its flag is clear); there is no sleep button and no wake-up by the clock.
+/// The power button is fixed hardware (its flag is clear), and so is the wake-up by the clock; there is no sleep button.
 pub(super) fn fadt(dsdt: u64, facs: u64) -> Vec<u8> {
     let mut fadt = FADTBuilder::new(OEM, OEM_TABLE, OEM_REVISION)
         .firmware_ctrl_32(facs as u32)
         .preferred_pm_profile(PmProfile::Unspecified);
-    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::FixRtc, Flags::ResetRegSup] {
+    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::ResetRegSup] {
         fadt = fadt.flag(flag);
     }
     fadt.dsdt = (dsdt as u32).into();

@@ -38,6 +38,8 @@ pub struct AcpiConfig {
     pub ecam: Option<Ecam>,
     /// The window for 64-bit PCI memory.
     pub pci_mmio64: Option<Range<u64>>,
+    /// Whether the machine can sleep with its memory kept (S3).
+    pub suspend: bool,
 }
 
 /// A memory-mapped PCI configuration space that starts with bus 0.

@@ -103,6 +103,7 @@ fn the_fadt_names_the_fixed_hardware() {
     assert_eq!(fadt[88..93], [4, 2, 0, 4, 4]);
     let flags = u32_at(fadt, 112);
     assert_eq!((flags >> 10 & 1, flags >> 4 & 1, flags >> 20 & 1), (1, 0, 0));
+    assert_eq!(flags >> 6 & 1, 0, "the clock's alarm is a fixed event");
     assert_eq!((fadt[116], u64_at(fadt, 120), fadt[128]), (1, 0xcf9, 6));
     assert_eq!((fadt[108], u16::from_le_bytes([fadt[109], fadt[110]])), (0x32, 0b111));
 }
@@ -137,6 +138,16 @@ fn the_configuration_space_is_named_only_where_it_is_decoded() {
     let tables = listed(&memory, rsdp);
     assert_eq!(signatures(&tables), ["FACP", "APIC", "HPET", "MCFG"]);
     assert_eq!((u64_at(&tables[3], 44), tables[3][55]), (layout::PCI_ECAM.start, 255));
+}
+
+#[test]
+fn the_sleep_states_are_those_that_the_machine_can_enter() {
+    let has = |suspend: bool, name: &[u8]| {
+        let dsdt = dsdt::table(&AcpiConfig { suspend, ..config(1) });
+        dsdt.windows(name.len()).any(|bytes| bytes == name)
+    };
+    assert!(has(true, b"_S3_\x12") && has(true, b"_S5_\x12"));
+    assert!(!has(false, b"_S3_") && has(false, b"_S5_\x12"));
 }
 
 #[test]

@@ -9,8 +9,9 @@ pub const TIMER_FREQUENCY: u64 = 1_000_000_000;
 /// The deadline of a timer that does not run.
 pub(super) const NEVER: u64 = u64::MAX;
 
-/// The host wakes for a periodic timer no oftener than this, in nanoseconds: between, periods end in one interrupt.
-const SHORTEST_HOST_PERIOD: u64 = 50_000;
+/// The host wakes for a periodic timer no oftener than this, in nanoseconds. A guest that keeps up with a shorter period
+/// gets its interrupts all the same: each EOI looks whether the next period has ended, at the guest's own cost.
+const SHORTEST_HOST_PERIOD: u64 = 20_000;
 
 /// The timer's mode, as its LVT entry has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +117,6 @@ impl ApicTimer {
         if self.mode == TimerMode::Periodic && self.initial != 0 {
             let period = u64::from(self.initial) * self.divisor();
             let since = now - (now - self.expiry) % period;
-            self.not_before = now.saturating_add(SHORTEST_HOST_PERIOD);
             self.count_from(since, self.initial);
         } else {
             self.stop();
@@ -201,8 +201,9 @@ impl ApicTimer {
         false
     }
 
-    /// Computes the expiry anew: the time may have been a little short of it when the host's timer ran.
+    /// The host has looked. Computes the expiry anew: the time may have been a little short of it then.
     pub fn reschedule(&mut self) {
+        self.not_before = self.time.now().saturating_add(SHORTEST_HOST_PERIOD);
         if let State::Deadline(_) = self.state {
             self.schedule();
         }

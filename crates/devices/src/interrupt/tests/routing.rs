@@ -108,6 +108,17 @@ fn a_moved_xapic_id_is_followed() {
 }
 
 #[test]
+fn processors_that_share_an_xapic_id_all_get_what_is_sent_to_it() {
+    let machine = Machine::enabled(3);
+    for id in [0, 1, 7, 0xfe] {
+        machine.cpus[0].write(offset::ID, id << 24);
+        machine.cpus[1].write(offset::ID, id << 24);
+        machine.cpus[2].send(id as u8, 0x41);
+        assert_eq!(receivers(&machine, 0x41), [0, 1], "ID {id}");
+    }
+}
+
+#[test]
 fn the_lowest_priority_gets_the_interrupt_and_equals_take_turns() {
     let machine = Machine::enabled(3);
     for (index, cpu) in machine.cpus.iter().enumerate() {

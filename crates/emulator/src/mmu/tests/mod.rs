@@ -4,3 +4,4 @@ mod model;
 mod random;
 mod rights;
 mod rules;
+mod translated;

@@ -449,15 +449,17 @@ fn programs_with_alignment_checks_are_stopped_where_an_operand_is_not_aligned() 
 }
 
 #[test]
-fn page_faults_of_alignment_checked_accesses_come_first() {
+fn a_misaligned_operand_is_found_before_its_page_is_looked_up() {
     let mut cpu = with_pages();
     cpu.cr0.insert(Cr0::AM);
     to_user(&mut cpu);
     cpu.system_flags.insert(Flags::AC);
     cpu.update_paging();
     assert_eq!(cpu.mmu.view, View::UserAligned);
-    let fault = with_rax(&mut cpu, SUPERVISOR + 1, &[0x8b, 0x00]).unwrap_err();
-    assert_eq!((fault.vector, fault.error_code), (Vector::PageFault, Some(5)));
+    for (at, vector, code) in [(1, Vector::AlignmentCheck, 0), (0, Vector::PageFault, 5)] {
+        let fault = with_rax(&mut cpu, SUPERVISOR + at, &[0x8b, 0x00]).unwrap_err();
+        assert_eq!((fault.vector, fault.error_code), (vector, Some(code)), "{at}");
+    }
 }
 
 #[test]
