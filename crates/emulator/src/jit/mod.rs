@@ -23,10 +23,10 @@ use crate::block::{Key, Mix};
 use crate::cpuid::CpuModel;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
-pub use frame::{Context, STEP_DISPATCH, exit};
-use frame::{Stubs, stubs};
 pub use call::Call;
 use call::Calls;
+pub use frame::{Context, STEP_DISPATCH, exit};
+use frame::{Stubs, stubs};
 use recipe::Recipe;
 use region::Region;
 use translate::{Translation, translate};
@@ -221,7 +221,8 @@ impl Jit {
         let exits = self.link(base, source.mode, region, &translation);
         let code = self.memory.address(offset) as u64;
         let number = |part: usize| region.parts[part].number;
-        let entries = translation.entries.iter().map(|&(part, at)| (number(part), code + at as u64)).collect();
+        let entries =
+            translation.entries.iter().map(|&(part, at)| (number(part), code + at as u64)).collect();
         let blocks = region.parts.iter().map(|part| (part.number, part.block.first)).collect();
         self.regions.push(Translated { blocks, state_at: base + translation.state_at });
         Some(Added { region: self.regions.len() as u32 - 1, entries, exits })

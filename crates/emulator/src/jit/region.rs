@@ -139,7 +139,9 @@ impl Facts {
         copies: &dyn Fn(&Instruction) -> bool,
     ) -> Self {
         let info = factory.info(insn);
-        let written = |access| !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess);
+        let written = |access| {
+            !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+        };
         let mut writes = 0;
         for used in info.used_registers() {
             let register: Register = used.register();

@@ -73,8 +73,13 @@ impl Interpreter {
             refusal(native.class, mode.vector()).is_none().then(|| Use::of(i, &native))?
         };
         let copies = |i: &Instruction| is_copied(i) || vector_use(i).is_some();
-        let region =
-            Region::around(number, mode, (&self.blocks, &self.cpu.memory, &model), &copies, jit.most_blocks());
+        let region = Region::around(
+            number,
+            mode,
+            (&self.blocks, &self.cpu.memory, &model),
+            &copies,
+            jit.most_blocks(),
+        );
         let table = self.blocks.recent_address();
         let source = Source {
             mode,

@@ -303,8 +303,7 @@ impl Translator<'_> {
             }
             self.encode(&copy)?;
         }
-        let writes =
-            |n: usize| !matches!(accesses[n], OpAccess::Read | OpAccess::CondRead | OpAccess::None);
+        let writes = |n: usize| !matches!(accesses[n], OpAccess::Read | OpAccess::CondRead | OpAccess::None);
         for (at, host) in spilled {
             let written = (0..i.op_count()).any(|n| {
                 writes(n as usize)

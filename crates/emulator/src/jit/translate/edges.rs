@@ -7,7 +7,6 @@ use crate::jit::assembler::{ADDRESS, Assembler, Jump, RSP, SCRATCH};
 use crate::jit::frame::{RECENT_CODE, RECENT_REGIME, RECENT_SHIFT, slot};
 use crate::jit::vectors::{FULL, SSE, X87};
 
-
 impl Translator<'_> {
     /// Where an entry begins: looks whether anything has come up, and makes vector state live.
     pub(super) fn enter(&mut self, part: usize) {
