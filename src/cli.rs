@@ -8,7 +8,7 @@ use clap::builder::ArgPredicate::IsPresent;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use vmm::config::{FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY};
+use vmm::config::{FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig};
 
 use crate::{exit_status, size};
 
@@ -124,6 +124,9 @@ pub struct RunArgs {
     pub boot_menu: u16,
     /// Boot this guest; see `ringside guest list`
     #[arg(long, value_name = "NAME", conflicts_with_all = ["kernel", "firmware"], help_heading = "Guest")]
+    /// Give a Multiboot image this file as its next module, with the arguments behind its name: 'FILE ARGUMENTS'
+    #[arg(long, value_name = "FILE", requires = "kernel", value_parser = module, help_heading = "Guest")]
+    pub module: Vec<ModuleConfig>,
     #[arg(default_value = DEFAULT_GUEST)]
     #[arg(default_value_ifs = [("kernel", IsPresent, None), ("firmware", IsPresent, None)])]
     pub guest: Option<String>,
@@ -327,6 +330,14 @@ fn exec_command(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
+fn module(text: &str) -> Result<ModuleConfig, String> {
+    let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
+    if path.is_empty() {
+        return Err("a module begins with its file's name".into());
+    }
+    Ok(ModuleConfig { path: path.into(), arguments: arguments.to_owned() })
+}
+
 mod tests {
     use super::*;
 
@@ -415,6 +426,16 @@ mod tests {
             ("--cpus", "300", "the most is 64"),
             ("--cpus", "-1", ""),
             ("--cpus", "two", "a number from 1 to 64"),
+    #[test]
+    fn modules_have_a_file_and_arguments() {
+        let run = parse(&["--kernel", "k", "--module", "a b c", "--module", "d"]).unwrap();
+        let module =
+            |path: &str, arguments: &str| ModuleConfig { path: path.into(), arguments: arguments.into() };
+        assert_eq!(run.module, [module("a", "b c"), module("d", "")]);
+        assert!(refused(&["--module", "a"]).contains("--kernel"));
+        assert!(refused(&["--kernel", "k", "--module", " x"]).contains("file's name"));
+    }
+
             ("--debug-exit", "0x10000", "port number"),
             ("--debug-exit", "f4", "port number"),
             ("--exits", "json", "json=FILE"),

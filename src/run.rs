@@ -73,6 +73,7 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
             cmdline: args.cmdline.clone().unwrap_or_default(),
             protocol: protocol(args.boot),
         }),
+            modules: args.module.clone(),
         (None, None) => config::Boot::Kernel(named_guest(args, find_guest(named)?)),
     };
     let config = MachineConfig {
@@ -170,6 +171,7 @@ fn lines(args: &RunArgs, input: &Input) -> Vec<SerialLine> {
     ]
 }
 
+        modules: Vec::new(),
 /// Says how the run ended, where that is not what one expects.
 fn tell(summary: &Summary, args: &RunArgs, terminal: bool) {
     // The guest may have left the cursor within a line.

@@ -15,13 +15,25 @@ struct Options {
     cases: u64,
     modes: Vec<Mode>,
     programs: bool,
+    /// A mnemonic.
+    only: Option<String>,
 }
 
 fn parse(words: &[&str]) -> Result<Options> {
-    let mut options =
-        Options { seed: None, first: 0, cases: u64::MAX, modes: Mode::ALL.to_vec(), programs: false };
+    let mut options = Options {
+        seed: None,
+        first: 0,
+        cases: u64::MAX,
+        modes: Mode::ALL.to_vec(),
+        programs: false,
+        only: None,
+    };
     for pair in words.chunks(2) {
         let [option, value] = pair else { bail!("{} needs a value", pair.concat()) };
+        if *option == "--only" {
+            options.only = Some(value.to_lowercase());
+            continue;
+        }
         let number: u64 = value.parse().with_context(|| format!("{option} {value}"))?;
         match *option {
             "--seed" => options.seed = Some(number),
@@ -40,12 +52,16 @@ fn parse(words: &[&str]) -> Result<Options> {
 
 /// Runs it. The first mismatch ends it with an error.
 pub fn run(words: &[&str]) -> Result<()> {
-    let Options { seed, first, cases, modes, programs } = parse(words)?;
+    let Options { seed, first, cases, modes, programs, only } = parse(words)?;
     let time = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let seed = seed.unwrap_or(time);
     println!("seed {seed}");
     let kind = if programs { Kind::Programs } else { Kind::Instructions };
-    let mut session = Session::new(Config { modes, kind, ..Config::new(seed) })?;
+    let mut config = Config { modes, kind, ..Config::new(seed) };
+    if let Some(only) = only {
+        config.only = Box::new(move |code| format!("{:?}", code.mnemonic()).to_lowercase() == only);
+    }
+    let mut session = Session::new(config)?;
     let (start, end) = (Instant::now(), first.saturating_add(cases));
     let mut next = first;
     while next < end {
@@ -55,7 +71,10 @@ pub fn run(words: &[&str]) -> Result<()> {
         let report = &session.report;
         let rate = report.cases as f64 / start.elapsed().as_secs_f64();
         let (cases, vectors) = (report.cases, &report.by_vector);
-        println!("{cases} cases, {rate:.0} in a second; {} with an exception: {vectors:?}", report.exceptions);
+        println!(
+            "{cases} cases, {rate:.0} in a second; {} with an exception: {vectors:?}",
+            report.exceptions
+        );
         let mismatches = std::mem::take(&mut session.report.mismatches);
         for mismatch in &mismatches {
             println!("{mismatch}  again: {}", session.reproduction(mismatch));

@@ -12,7 +12,8 @@ const HELP: &str = "\
 cargo xtask check                  everything that must hold before a change lands: .ci/run
 cargo xtask bench [NAME [ARGS…]]   all benchmarks, or one: boot, interpreter, ledger
 cargo xtask fuzz-isa [OPTIONS]     the software CPU against the host's processor, until they differ:
-                                   --seed N, --first N, --cases N, --mode 64|32|16, --programs 1";
+                                   --seed N, --first N, --cases N, --mode 64|32|16, --programs 1,
+                                   --only MNEMONIC";
 /// Each is a `[[bench]]` of the root crate, the quick ones first.
 const BENCHES: [&str; 3] = ["ledger", "interpreter", "boot"];
 

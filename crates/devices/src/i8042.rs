@@ -1,10 +1,12 @@
 //! The keyboard controller: an i8042 as the IBM PS/2 Technical Reference has it, ports 0x60 and 0x64, with a keyboard
-//! and without an auxiliary port.
+//! and a mouse at its auxiliary port.
 //!
 //! ```text
-//!  keyboard ── queue ──> translation ──> output buffer ──> port 0x60 (IRQ 1)
-//!     ^                                     ^
-//!     └──── port 0x60 ──── controller ──────┘ answers to commands at port 0x64
+//!  keyboard ── queue ──> translation ──> output buffer ──> port 0x60 (IRQ 1; of the mouse IRQ 12)
+//!     ^                                    ^      ^
+//!     └──── port 0x60 ──── controller ─────┘      │
+//!  mouse <── after 0xd4 ───┘ └────────────────────┘ answers to commands at port 0x64
+//!     └──── queue ───> output buffer
 //! ```
 //!
 //! The controller has no time: it takes each byte at once, so its input buffer is never full.
@@ -19,11 +21,15 @@ use crate::request::{MachineRequest, RequestSink};
 use engine::Space;
 
 mod keyboard;
+mod mouse;
 
 use keyboard::Keyboard;
+use mouse::Mouse;
 
 /// The keyboard's ISA interrupt.
 pub const KEYBOARD_IRQ: u32 = 1;
+/// The mouse's.
+pub const MOUSE_IRQ: u32 = 12;
 
 const DATA: u64 = 0;
 const COMMAND: u64 = 4;
@@ -48,8 +54,6 @@ bitflags! {
         const UNLOCKED = 1 << 4;
         /// What there is to read is of the auxiliary port.
         const AUX = 1 << 5;
-        /// A device did not answer.
-        const TIMEOUT = 1 << 6;
     }
 
     /// The controller's configuration ("command byte").
@@ -70,6 +74,10 @@ bitflags! {
         /// Low: the processor is held in reset.
         const NO_RESET = 1 << 0;
         const A20 = 1 << 1;
+        /// The output buffer is full of the keyboard's, or of the controller's own.
+        const KEYBOARD_FULL = 1 << 4;
+        /// It is full of the auxiliary port's.
+        const AUX_FULL = 1 << 5;
         const _ = !0;
     }
 }
@@ -105,12 +113,10 @@ mod command {
 
 /// The answer to the self-test.
 const SELF_TEST_PASSED: u8 = 0x55;
-/// The answer to the test of an auxiliary port that is not there: its clock line does not move.
-const AUX_CLOCK_STUCK: u8 = 0x02;
+/// The answer to a test of a port whose lines are as they should be.
+const PORT_TEST_PASSED: u8 = 0;
 /// The input port: keyboard not locked, colour display, manufacturing jumper open.
 const INPUT_PORT: u8 = 0xa0;
-/// "Send again": what a controller reads for a device that does not answer.
-const RESEND: u8 = 0xfe;
 /// Answers of the controller that wait to be read, at most.
 const ANSWERS: usize = 16;
 
@@ -129,11 +135,11 @@ enum Expects {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Output {
     byte: u8,
-    /// AUX and TIMEOUT.
+    /// AUX, or nothing.
     source: Status,
 }
 
-/// The controller and its keyboard.
+/// The controller, its keyboard and its mouse.
 #[derive(Debug)]
 pub struct I8042 {
     config: Config,
@@ -148,13 +154,15 @@ pub struct I8042 {
     keyboard: Keyboard,
     /// The keyboard has sent the prefix of a key's release, which translation holds back.
     release: bool,
-    irq: IrqLine,
+    mouse: Mouse,
+    /// The keyboard's interrupt and the mouse's.
+    irqs: [IrqLine; 2],
     requests: RequestSink,
 }
 
 impl I8042 {
-    /// A controller that firmware has tested, with `irq` as the keyboard's interrupt.
-    pub fn new(irq: IrqLine, requests: RequestSink) -> Self {
+    /// A controller that firmware has tested, with `irqs` as the keyboard's and the mouse's interrupts.
+    pub fn new(irqs: [IrqLine; 2], requests: RequestSink) -> Self {
         Self {
             config: Config::INITIAL,
             ram: [0; 32],
@@ -166,15 +174,16 @@ impl I8042 {
             answers: VecDeque::new(),
             keyboard: Keyboard::new(),
             release: false,
-            irq,
+            mouse: Mouse::new(),
+            irqs,
             requests,
         }
     }
 
     /// The reset of the machine.
     pub fn reset(&mut self) {
-        self.irq.set(false);
-        *self = Self::new(self.irq.clone(), self.requests.clone());
+        self.irqs.iter().for_each(|irq| irq.set(false));
+        *self = Self::new(self.irqs.clone(), self.requests.clone());
     }
 
     /// Keys: bytes of scan code set 2, as a keyboard sends them. All of them are taken, or none where there is no room
@@ -183,6 +192,13 @@ impl I8042 {
         let taken = self.keyboard.push_scan_codes(codes);
         self.fill_output();
         taken
+    }
+
+    /// The mouse moves by so many counts to the right, up and of the wheel; `buttons` are those that are down: bit 0 the
+    /// left one, bit 1 the right one, bit 2 the middle one.
+    pub fn push_motion(&mut self, motion: [i16; 3], buttons: u8) {
+        self.mouse.push_motion(motion, buttons);
+        self.fill_output();
     }
 
     /// The state of the keyboard's lamps: bit 0 scroll lock, bit 1 num lock, bit 2 caps lock.
@@ -200,26 +216,42 @@ impl I8042 {
         status
     }
 
-    /// Moves the next byte into the output buffer if that is free: answers first, then the keyboard's.
+    /// Moves the next byte into the output buffer if that is free: answers first, then the keyboard's, then the mouse's.
     fn fill_output(&mut self) {
-        while self.output.is_none() {
-            let next = match self.answers.pop_front() {
-                Some(answer) => answer,
-                None if self.config.contains(Config::KEYBOARD_DISABLED) => return,
-                None => match self.keyboard.take() {
-                    None => return,
-                    Some(byte) => match self.translated(byte) {
-                        Some(byte) => Output { byte, source: Status::empty() },
-                        None => continue,
-                    },
-                },
-            };
-            self.data = next.byte;
-            self.output = Some(next);
-            if !next.source.contains(Status::AUX) {
-                self.irq.set(self.config.contains(Config::KEYBOARD_INTERRUPT));
+        if self.output.is_none() {
+            let next = self.answers.pop_front().or_else(|| self.next_key()).or_else(|| self.next_motion());
+            if let Some(next) = next {
+                self.data = next.byte;
+                self.output = Some(next);
             }
         }
+        self.update_irqs();
+    }
+
+    /// Each port's interrupt is up while a byte of it waits to be read.
+    fn update_irqs(&self) {
+        let of_aux = self.output.map(|output| output.source.contains(Status::AUX));
+        self.irqs[0].set(of_aux == Some(false) && self.config.contains(Config::KEYBOARD_INTERRUPT));
+        self.irqs[1].set(of_aux == Some(true) && self.config.contains(Config::AUX_INTERRUPT));
+    }
+
+    fn next_key(&mut self) -> Option<Output> {
+        if self.config.contains(Config::KEYBOARD_DISABLED) {
+            return None;
+        }
+        loop {
+            let byte = self.keyboard.take()?;
+            if let Some(byte) = self.translated(byte) {
+                return Some(Output { byte, source: Status::empty() });
+            }
+        }
+    }
+
+    fn next_motion(&mut self) -> Option<Output> {
+        if self.config.contains(Config::AUX_DISABLED) {
+            return None;
+        }
+        Some(Output { byte: self.mouse.take()?, source: Status::AUX })
     }
 
     /// What the guest sees of a byte from the keyboard; nothing yet of a prefix that belongs to the next.
@@ -245,7 +277,8 @@ impl I8042 {
     fn read_data(&mut self) -> u8 {
         let byte = self.data;
         if self.output.take().is_some() {
-            self.irq.set(false);
+            // The lines fall before they rise for the next byte.
+            self.update_irqs();
             self.fill_output();
         }
         byte
@@ -258,18 +291,17 @@ impl I8042 {
         match value {
             command::READ_RAM..=command::READ_RAM_END => self.answer(self.read_ram(value & 0x1f), none),
             command::WRITE_RAM..=command::WRITE_RAM_END => self.expects = Expects::Ram(value & 0x1f),
-            // The port that is not there stays disabled.
-            command::DISABLE_AUX | command::ENABLE_AUX => {}
-            command::TEST_AUX => self.answer(AUX_CLOCK_STUCK, none),
+            command::DISABLE_AUX => self.config |= Config::AUX_DISABLED,
+            command::ENABLE_AUX => self.config -= Config::AUX_DISABLED,
+            command::TEST_AUX | command::TEST_KEYBOARD => self.answer(PORT_TEST_PASSED, none),
             command::SELF_TEST => {
                 self.config |= Config::SYSTEM;
                 self.answer(SELF_TEST_PASSED, none);
             }
-            command::TEST_KEYBOARD => self.answer(0, none),
             command::DISABLE_KEYBOARD => self.config |= Config::KEYBOARD_DISABLED,
             command::ENABLE_KEYBOARD => self.config -= Config::KEYBOARD_DISABLED,
             command::READ_INPUT_PORT => self.answer(INPUT_PORT, none),
-            command::READ_OUTPUT_PORT => self.answer(self.output_port.bits(), none),
+            command::READ_OUTPUT_PORT => self.answer(self.read_output_port().bits(), none),
             command::WRITE_OUTPUT_PORT => self.expects = Expects::OutputPort,
             command::WRITE_KEYBOARD_OUTPUT => self.expects = Expects::KeyboardOutput,
             command::WRITE_AUX_OUTPUT => self.expects = Expects::AuxOutput,
@@ -302,9 +334,13 @@ impl I8042 {
                     self.requests.send(MachineRequest::Reset("i8042 output port"));
                 }
             }
-            // A controller without an auxiliary port knows only the keyboard's output.
-            Expects::KeyboardOutput | Expects::AuxOutput => self.answer(value, Status::empty()),
-            Expects::AuxByte => self.answer(RESEND, Status::AUX | Status::TIMEOUT),
+            Expects::KeyboardOutput => self.answer(value, Status::empty()),
+            Expects::AuxOutput => self.answer(value, Status::AUX),
+            Expects::AuxByte => {
+                // As with the keyboard.
+                self.config -= Config::AUX_DISABLED;
+                self.mouse.command(value);
+            }
         }
         self.fill_output();
     }
@@ -314,10 +350,20 @@ impl I8042 {
         if index == 0 { self.config.bits() } else { self.ram[usize::from(index & 0x1f)] }
     }
 
+    /// The caller looks for what the ports may send now.
     fn write_config(&mut self, value: u8) {
-        self.config = Config::from_bits_truncate(value) | Config::AUX_DISABLED;
-        let keyboard_waits = self.output.is_some_and(|output| !output.source.contains(Status::AUX));
-        self.irq.set(keyboard_waits && self.config.contains(Config::KEYBOARD_INTERRUPT));
+        self.config = Config::from_bits_truncate(value);
+    }
+
+    /// The output port: what was written there, and the interrupts.
+    fn read_output_port(&self) -> OutputPort {
+        let mut port = self.output_port - (OutputPort::KEYBOARD_FULL | OutputPort::AUX_FULL);
+        match self.output {
+            Some(output) if output.source.contains(Status::AUX) => port |= OutputPort::AUX_FULL,
+            Some(_) => port |= OutputPort::KEYBOARD_FULL,
+            None => {}
+        }
+        port
     }
 }
 
@@ -364,7 +410,7 @@ mod tests {
     fn controller() -> (I8042, Arc<RecordedLines>, Requests) {
         let lines = RecordedLines::new();
         let (sink, requests) = RequestSink::recording();
-        (I8042::new(lines.line(KEYBOARD_IRQ), sink), lines, requests)
+        (I8042::new([KEYBOARD_IRQ, MOUSE_IRQ].map(|irq| lines.line(irq)), sink), lines, requests)
     }
 
     fn command(controller: &mut I8042, command: u8, data: &[u8]) -> Vec<u8> {
@@ -387,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn linux_finds_a_controller_with_a_keyboard_and_without_an_auxiliary_port() {
+    fn linux_finds_a_controller_with_a_keyboard_and_a_mouse() {
         // The steps of the i8042 driver, in its order.
         let (mut controller, ..) = controller();
         assert_eq!(command(&mut controller, 0x20, &[]), [0x65]);
@@ -395,9 +441,13 @@ mod tests {
         assert_eq!(command(&mut controller, 0x20, &[]), [0x74]);
         controller.write_register(COMMAND, 0xd3);
         controller.write_register(DATA, 0x5a);
-        assert_eq!(controller.read_register(COMMAND) & 0x21, 0x01, "the loop test gives no auxiliary data");
+        assert_eq!(controller.read_register(COMMAND) & 0x21, 0x21, "the loop test gives auxiliary data");
         assert_eq!(drain(&mut controller), [0x5a]);
-        assert_eq!(command(&mut controller, 0xa9, &[]), [0x02]);
+        assert_eq!(command(&mut controller, 0xa9, &[]), [0x00]);
+        for (enable, config) in [(0xa7, 0x74), (0xa8, 0x54), (0xa7, 0x74)] {
+            command(&mut controller, enable, &[]);
+            assert_eq!(command(&mut controller, 0x20, &[]), [config]);
+        }
         assert_eq!(command(&mut controller, 0xaa, &[]), [0x55]);
         assert_eq!(command(&mut controller, 0xab, &[]), [0x00]);
         assert_eq!(command(&mut controller, 0x60, &[0x65]), []);
@@ -462,17 +512,59 @@ mod tests {
         let (mut controller, ..) = controller();
         assert_eq!(command(&mut controller, 0xd0, &[]), [0x03]);
         assert_eq!(command(&mut controller, 0xd1, &[0xdd]), []);
-        assert_eq!(command(&mut controller, 0xd0, &[]), [0xdd]);
+        assert_eq!(
+            command(&mut controller, 0xd0, &[]),
+            [0xcd],
+            "bits 4 and 5 are the interrupts, and nothing waits"
+        );
     }
 
     #[test]
-    fn what_is_sent_to_the_auxiliary_port_times_out() {
+    fn the_mouse_has_its_own_interrupt_and_says_whose_its_bytes_are() {
         let (mut controller, lines, _) = controller();
+        command(&mut controller, 0x60, &[0x47]);
+        lines.take_changes();
         controller.write_register(COMMAND, 0xd4);
         controller.write_register(DATA, 0xff);
-        assert_eq!(controller.read_register(COMMAND) & 0x61, 0x61);
-        assert_eq!(drain(&mut controller), [0xfe]);
-        assert_eq!(lines.take_edges(KEYBOARD_IRQ), 0);
+        assert_eq!(controller.read_register(COMMAND) & 0x21, 0x21);
+        assert_eq!(drain(&mut controller), [0xfa, 0xaa, 0x00]);
+        let rises = |irq| move |change: &&(u32, bool)| **change == (irq, true);
+        let changes = lines.take_changes();
+        assert_eq!(changes.iter().filter(rises(MOUSE_IRQ)).count(), 3);
+        assert_eq!(changes.iter().filter(rises(KEYBOARD_IRQ)).count(), 0);
+        assert!(!lines.level(MOUSE_IRQ));
+        assert_eq!(command(&mut controller, 0xd4, &[0xf4]), [0xfa]);
+        controller.push_motion([1, 2, 0], 4);
+        assert!(lines.level(MOUSE_IRQ));
+        assert_eq!(drain(&mut controller), [0x0c, 1, 2]);
+    }
+
+    #[test]
+    fn a_disabled_auxiliary_port_keeps_its_bytes_while_the_keyboards_come() {
+        let (mut controller, ..) = controller();
+        command(&mut controller, 0xd4, &[0xf4]);
+        keyboard(&mut controller, &[0xf4]);
+        command(&mut controller, 0xa7, &[]);
+        controller.push_motion([1, 2, 0], 0);
+        controller.push_scan_codes(&[0x1c]);
+        assert_eq!(drain(&mut controller), [0x1e]);
+        assert_eq!(command(&mut controller, 0xa8, &[]), [0x08, 1, 2]);
+    }
+
+    #[test]
+    fn the_output_port_shows_whose_byte_waits() {
+        let (mut controller, lines, _) = controller();
+        command(&mut controller, 0x60, &[0x47]);
+        controller.write_register(COMMAND, 0xd3);
+        controller.write_register(DATA, 0x5a);
+        assert!(lines.level(MOUSE_IRQ) && !lines.level(KEYBOARD_IRQ));
+        controller.write_register(COMMAND, 0xd0);
+        assert_eq!(drain(&mut controller), [0x5a, 0x23]);
+        controller.write_register(COMMAND, 0xd2);
+        controller.write_register(DATA, 0x5b);
+        assert!(lines.level(KEYBOARD_IRQ) && !lines.level(MOUSE_IRQ));
+        controller.write_register(COMMAND, 0xd0);
+        assert_eq!(drain(&mut controller), [0x5b, 0x13]);
     }
 
     #[test]
@@ -488,7 +580,8 @@ mod tests {
     #[test]
     fn no_access_panics() {
         crate::fuzz::exercise(|_| {
-            let mut controller = I8042::new(IrqLine::unconnected(), RequestSink::recording().0);
+            let mut controller =
+                I8042::new([(); 2].map(|()| IrqLine::unconnected()), RequestSink::recording().0);
             controller.write_register(DATA, 0xf4);
             controller.push_scan_codes(&[0x1c, 0xf0]);
             Arc::new(Mutex::new(controller))

@@ -55,7 +55,7 @@ fn platform(time: Arc<dyn TimeSource>) -> Platform {
     map(&[ports(pit::BASE, pit::PORTS), speaker], "pit", Pit::new(line(pit::IRQ), &timers));
     let config = CmosConfig { memory_below_4g: 1 << 30, memory_above_4g: 0, cpus: 1 };
     map(&[ports(cmos::BASE, cmos::PORTS)], "cmos", Cmos::new(&config, line(cmos::IRQ), &timers));
-    let keyboard = I8042::new(line(i8042::KEYBOARD_IRQ), sink.clone());
+    let keyboard = I8042::new([i8042::KEYBOARD_IRQ, i8042::MOUSE_IRQ].map(line), sink.clone());
     map(&i8042::WINDOWS, "i8042", Arc::new(Mutex::new(keyboard)));
     map(&acpi_pm::WINDOWS, "acpi", AcpiPm::new(line(acpi_pm::SCI_IRQ), sink.clone(), &timers));
     let port_a = SystemControlA::new(sink.clone());

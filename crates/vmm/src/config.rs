@@ -78,6 +78,15 @@ pub enum FwCfgSource {
     Text(String),
 }
 
+/// A module of a Multiboot image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModuleConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// What the image is told after its path; empty for nothing.
+    pub arguments: String,
+}
+
 /// What is booted, and how.
 #[derive(Clone, Debug)]
 pub struct BootConfig {
@@ -85,6 +94,8 @@ pub struct BootConfig {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
+    /// Files with their arguments, which a Multiboot image has as its modules after the initrd.
+    pub modules: Vec<ModuleConfig>,
     /// A cpio archive that is appended to it.
     pub overlay: Vec<u8>,
     /// The kernel's command line.
@@ -197,6 +208,7 @@ mod tests {
         Boot::Kernel(BootConfig {
             kernel: "vmlinuz".into(),
             initrd: None,
+            modules: Vec::new(),
             overlay: Vec::new(),
             cmdline: cmdline.into(),
             protocol: Protocol::Auto,

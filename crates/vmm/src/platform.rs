@@ -102,7 +102,8 @@ impl Platform {
         let clock_line = IrqLine::both(clock_line, lock(&pm).clock_line());
         let cmos = Cmos::new(&cmos_config(config.memory_bytes, config.cpus), clock_line, config.timers);
         bus.insert(Space::Port, cmos::BASE, cmos::PORTS, "cmos", cmos)?;
-        let keyboard = shared(I8042::new(line(i8042::KEYBOARD_IRQ), requests.clone()));
+        let keyboard =
+            shared(I8042::new([i8042::KEYBOARD_IRQ, i8042::MOUSE_IRQ].map(line), requests.clone()));
         for window in i8042::WINDOWS {
             bus.insert_window(window, "i8042", keyboard.clone())?;
         }

@@ -9,7 +9,7 @@ use engine::{Attention, Signals, VcpuState};
 use guest_memory::{GuestMemory, Shadowing};
 
 use crate::boot::firmware::Firmware;
-use crate::boot::{self, BootPayload};
+use crate::boot::{self, BootPayload, Module};
 use crate::config::{Boot, BootConfig, ConfigError, MachineConfig};
 use crate::engines::Engine;
 use crate::error::BuildError;
@@ -48,12 +48,19 @@ fn load_kernel(boot: &BootConfig, memory: &GuestMemory) -> Result<VcpuState, Bui
         initrd.resize(initrd.len().next_multiple_of(4), 0);
         initrd.extend_from_slice(&boot.overlay);
     }
+    let mut modules = Vec::new();
+    for module in &boot.modules {
+        let text = format!("{} {}", module.path.display(), module.arguments).trim_end().to_owned();
+        modules.push((boot::read_file(&module.path, memory.len())?, text));
+    }
+    let modules: Vec<_> = modules.iter().map(|(bytes, text)| Module { bytes, text }).collect();
     let initrd_name = boot.initrd.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();
     let payload = BootPayload {
         kernel: &kernel,
         kernel_name: &boot.kernel.to_string_lossy(),
         initrd: (!initrd.is_empty()).then_some(&initrd[..]),
         initrd_name: &initrd_name,
+        modules: &modules,
         cmdline: &boot.cmdline,
         protocol: boot.protocol,
         seed: seed(),

@@ -339,6 +339,10 @@ fn data_breakpoint_details() {
         state(code!(64; "fxsave [rdi]", "fxrstor [rdi]")),
         &[(3, 1), (6, 1)],
     );
+    if report::ends_tcg("the other data breakpoints", "TCG does not get past a step and a hit at once") {
+        unsafe { cpu::set_dr7(0x400) };
+        return;
+    }
     set(write);
     traced(
         "a step and a hit at once",
@@ -433,6 +437,9 @@ fn general_detect() {
 }
 
 fn legacy_modes() {
+    if report::ends_tcg("debugging outside long mode", "TCG crashes") {
+        return;
+    }
     legacy::tables().reset();
     let stepped = |state: legacy::State, name: &str, at: u64, dr6: u64| {
         let out = state.flags(flag::TF).run();

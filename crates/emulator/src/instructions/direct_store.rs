@@ -3,7 +3,7 @@
 use x86::SegmentRegister;
 
 use crate::cpu::Cpu;
-use crate::insn::{FLAT, Insn, Stop};
+use crate::insn::{Insn, Stop};
 
 /// Bytes that MOVDIR64B moves, and that its destination is aligned to.
 const LINE: u64 = 64;
@@ -17,14 +17,19 @@ pub fn movdiri(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
 /// MOVDIR64B: the destination's offset in ES is in a register, of the address size.
 pub fn movdir64b(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let source = cpu.linear::<false>(insn, LINE)?;
-    let segment = if cpu.mode.is_64() { FLAT } else { SegmentRegister::Es as u8 };
+    let mut line = [0; LINE as usize];
+    // The destination is looked at once the source has been read.
+    cpu.read_bytes(cpu.mmu.view, source, &mut line)?;
     let offset = cpu.registers.get(insn.r1) & insn.address_mask();
-    let destination = cpu.string_linear(segment, offset, LINE, true)?;
-    if !destination.is_multiple_of(LINE) {
+    let destination = if cpu.mode.is_64() {
+        offset
+    } else {
+        cpu.string_linear(SegmentRegister::Es as u8, offset, LINE, true)?
+    };
+    // As aligned as it is, its first byte tells whether it is canonical; whatever the source's base is, this is #GP.
+    if !destination.is_multiple_of(LINE) || !cpu.mmu.paging.is_data_canonical(destination) {
         return Err(cpu.gp0());
     }
-    let mut line = [0; LINE as usize];
-    cpu.read_bytes(cpu.mmu.view, source, &mut line)?;
     let place = cpu.place_linear(destination, LINE)?;
     cpu.write_place(place, &line);
     Ok(())

@@ -179,12 +179,9 @@ fn call(cpu: &mut Cpu, insn: &Insn, selector: Selector, offset: u64) -> Result<(
         }
     };
     cpu.check_entry(&code, rip)?;
-    let mut stack = if cpu.is_long() && code.attributes.contains(Attributes::L) {
-        // What is pushed goes where the target's mode has its stack: all of RSP, and no segment.
-        Stack::flat(cpu, cpu.registers.get(4), cpu.cpl())
-    } else {
-        Stack::current(cpu)
-    };
+    // What is pushed goes where the target's mode has its stack.
+    let mut stack = Stack::current(cpu);
+    stack.change_mode(cpu, &code);
     for value in back {
         stack.push(cpu, size, value)?;
     }
@@ -254,8 +251,8 @@ pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let mut stack = Stack::current(cpu);
     let rip = stack.pop(cpu, insn.size)?;
     let selector = Selector(stack.pop(cpu, insn.size)? as u16);
-    stack.skip(parameters);
     if cpu.mode.is_real_or_v86() {
+        stack.skip(parameters);
         let code = cpu.real_segment(SegmentRegister::Cs, selector.0);
         cpu.check_entry(&code, rip)?;
         stack.set_pointer(cpu);
@@ -264,9 +261,12 @@ pub fn ret_far(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let code = cpu.return_target(selector)?;
     cpu.check_entry(&code, rip)?;
     if selector.rpl() == cpu.cpl() {
+        stack.change_mode(cpu, &code);
+        stack.skip(parameters);
         stack.set_pointer(cpu);
         return cpu.enter(code, rip);
     }
+    stack.skip(parameters);
     let pointer = stack.pop(cpu, insn.size)?;
     let ss = Selector(stack.pop(cpu, insn.size)? as u16);
     let null_allowed = cpu.is_long() && code.attributes.contains(Attributes::L);

@@ -112,6 +112,7 @@ pub fn fxsave(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     }
     let linear = area(cpu, insn, 16, true)?;
     let mut image = [0; LEGACY];
+    cpu.probe_write(cpu.mmu.view, linear, AVAILABLE)?;
     cpu.read_bytes(cpu.mmu.view, linear, &mut image)?;
     let sse = cpu.cr4.contains(Cr4::OSFXSR);
     save_legacy(cpu, insn, &mut image, Legacy { x87: true, sse, mxcsr: true });
@@ -197,6 +198,7 @@ fn save_standard(cpu: &mut Cpu, insn: &Insn, wanted: u64, written: u64) -> Resul
     let linear = xsave_area(cpu, insn, true)?;
     let mut image = [0; LARGEST];
     let len = standard_len(wanted);
+    cpu.probe_write(cpu.mmu.view, linear, len)?;
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
     let (x87, sse, avx) = (Xcr0::X87.bits(), Xcr0::SSE.bits(), Xcr0::AVX.bits());
     let legacy =
@@ -256,6 +258,7 @@ fn save_compacted(cpu: &mut Cpu, insn: &Insn, linear: u64) -> Result<(), Stop> {
     let written = wanted & in_use(cpu);
     let (places, len) = compacted(wanted);
     let mut image = [0; LARGEST];
+    cpu.probe_write(cpu.mmu.view, linear, len)?;
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
     let sse = Xcr0::SSE.bits();
     let (x87, sse) = (written & Xcr0::X87.bits() != 0, written & sse != 0);

@@ -99,8 +99,8 @@ impl Watch {
         }
         if let Some(first) = before.string {
             let now = cpu.registers.get(7);
-            let (low, high) = (first.min(now), first.max(now) + 8);
-            self.store(cpu, low, high - low);
+            let (low, high) = (first.min(now), first.max(now));
+            self.store(cpu, low, (high - low).saturating_add(8));
             self.store(cpu, now, 8);
         }
     }

@@ -16,8 +16,8 @@
 //! The two never share a result, so whichever is wrong is seen, and the first difference is reported with the code of
 //! its slice. Random numbers of the host are not recorded: give the guest a CPU without RDRAND and RDSEED.
 
-mod difference;
-mod follow;
+pub(crate) mod difference;
+pub(crate) mod follow;
 mod meaning;
 mod recording;
 
@@ -121,7 +121,9 @@ impl LockstepVcpu {
         }
         let start = Progress::of(&self.translated);
         self.translated.run_at_least = if self.slices.is_multiple_of(LONG_ONES) { LONG } else { 1 };
-        let first = match self.translated.steps_alone() {
+        // Translated code that counts instructions for the guest cannot count them for us.
+        let counted = self.translated.cpu.pmu.deadline() != u64::MAX;
+        let first = match counted || self.translated.steps_alone() {
             true => Some(self.translated.single()),
             false => self.translated.run_block(),
         };

@@ -228,8 +228,6 @@ fn a_store_by_one_side_alone_is_found_though_no_register_tells() {
     vcpu.interpreted.cpu.memory.write_bytes(CODE, &[0x0f, 0x1f, 0x80, 0, 0, 0, 0]);
     let VmExit::Differs(event) = vcpu.run(&bus).unwrap() else { panic!("not found") };
     assert!(event.reason.contains("the slice that stored to it was an earlier one"), "{}", event.reason);
-    let report = planted(&program, 0, &[0x89, 0x1c, 0x25, 4, 0x20, 0x28, 0]);
-    assert!(!report.is_empty());
 }
 
 #[test]
@@ -274,8 +272,7 @@ fn a_mistake_that_shows_long_after_the_loop_was_translated_is_found_where_it_sho
     let program: [&[u8]; 6] =
         [&[0x83, 0xf9, 50], &[0x0f, 0x44, 0xd1], &[0x01, 0xd0], &[0xff, 0xc9], &[0x75, 0xf4], &[0xf4]];
     let report = planted(&program, 0, &[0x83, 0xf9, 51]);
-    assert!(report.contains("rdx     0x0, 0x33\n"), "{report}");
-    // Four rounds are interpreted, and one slice translates.
-    let rounds = ROUNDS - 51;
-    assert!(report.contains(&format!("after {} slices", rounds + 2)), "{report}");
+    assert!(report.contains("rdx     0x600, 0x33\n"), "{report}");
+    let instructions = 5 * (ROUNDS - 51 + 1);
+    assert!(report.contains(&format!(" and {instructions} instructions")), "{report}");
 }

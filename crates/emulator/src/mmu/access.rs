@@ -302,14 +302,14 @@ impl Cpu {
         let linear = self.mmu.paging.masked(linear);
         self.watch_data(linear, size, access)?;
         let in_first = 4096 - (linear & 0xfff);
+        if view == View::UserAligned && (!self.mode.is_64() || self.mmu.paging.is_canonical(linear)) {
+            // The processor finds it before it has translated the address, and before the end of it is canonical.
+            self.check_alignment(linear, size)?;
+        }
         // All of it must be canonical before any of it is looked up.
         let last = linear.wrapping_add(size - 1);
         if self.mode.is_64() && !self.mmu.paging.is_canonical(last) {
             return Err(self.raise(Exception { address: last, ..Exception::gp(0) }));
-        }
-        if view == View::UserAligned {
-            // The processor finds it before it has translated the address.
-            self.check_alignment(linear, size)?;
         }
         let first = self.target(view, linear, access)?;
         if in_first >= size {
@@ -468,6 +468,15 @@ impl Cpu {
         self.each_page(view, linear, data.len(), Access::Write, |cpu, target, range| {
             cpu.write_target(target, &data[range]);
         })
+    }
+
+    /// Checks that bytes can be written, and writes none: for what is read before it is written, whose fault is a
+    /// write's.
+    ///
+    /// # Errors
+    /// [`Stop::Fault`] for the first byte that cannot be written.
+    pub fn probe_write(&mut self, view: View, linear: u64, len: usize) -> Result<(), Stop> {
+        self.each_page(view, linear, len, Access::Write, |_, _, _| {})
     }
 
     fn each_page(

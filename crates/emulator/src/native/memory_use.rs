@@ -114,7 +114,9 @@ impl MemoryUse {
                 spread(signs(bytes, usize::from(element)), u32::from(element))
             }
             MemoryKind::MmxSigns { register } => {
-                let at = 32 + 16 * usize::from(register & 7);
+                // The image has the stack's order.
+                let top = registers.x87_status() >> 11 & 7;
+                let at = 32 + 16 * usize::from(u16::from(register).wrapping_sub(top) & 7);
                 signs(&registers.x87[at..at + 8], 1)
             }
         }

@@ -191,6 +191,12 @@ pub enum BootError {
     /// Neither an ELF file nor a header that tells where the image goes.
     #[error("the Multiboot image is no ELF file, and its header has no addresses (flag 0x10000)")]
     MultibootNoAddresses,
+    /// Modules for a kernel that takes an initrd alone.
+    #[error("the kernel is no Multiboot image: it takes an initrd, and no modules")]
+    ModulesNotTaken,
+    /// A module's arguments that would end early.
+    #[error("a module's arguments have a NUL at byte {0}")]
+    ModuleNul(usize),
     /// A stub that can only be entered in 32-bit mode.
     #[error("the bzImage has no 64-bit entry: xloadflags is {0:#x}")]
     No64BitEntry(u16),

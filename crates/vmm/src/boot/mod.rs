@@ -88,6 +88,15 @@ impl std::fmt::Display for Protocol {
     }
 }
 
+/// A file for a Multiboot image.
+#[derive(Clone, Copy, Debug)]
+pub struct Module<'a> {
+    /// What is in it.
+    pub bytes: &'a [u8],
+    /// What the image is told of it: by convention its path or name, then arguments.
+    pub text: &'a str,
+}
+
 /// What is to be booted.
 #[derive(Clone, Copy, Debug)]
 pub struct BootPayload<'a> {
@@ -99,6 +108,8 @@ pub struct BootPayload<'a> {
     pub initrd: Option<&'a [u8]>,
     /// Its path or name, which a Multiboot image is told.
     pub initrd_name: &'a str,
+    /// More files, which a Multiboot image has as its modules after the initrd. Others take none.
+    pub modules: &'a [Module<'a>],
     /// The kernel's command line, without a NUL.
     pub cmdline: &'a str,
     /// How to enter the kernel.
@@ -116,7 +127,7 @@ pub struct Loaded {
     pub protocol: Protocol,
     /// The guest-physical addresses that the kernel needs before it has a memory allocator.
     pub kernel: Range<u64>,
-    /// Where the initrd lies; empty where there is none.
+    /// Where the initrd or the modules lie; empty where there is none.
     pub initrd: Range<u64>,
 }
 
@@ -129,6 +140,9 @@ pub struct Loaded {
 pub fn load(memory: &GuestMemory, payload: &BootPayload<'_>, rsdp: u64) -> Result<Loaded, BootError> {
     if let Some(header) = multiboot::header_for(payload)? {
         return multiboot::load(memory, payload, &header);
+    }
+    if !payload.modules.is_empty() {
+        return Err(BootError::ModulesNotTaken);
     }
     match KernelImage::identify(payload.kernel)? {
         KernelImage::BzImage(image) if payload.protocol == Protocol::Stub => {

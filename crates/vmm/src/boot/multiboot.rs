@@ -7,8 +7,8 @@
 //!
 //! ```text
 //! image        where it is linked to, from address 0 on
-//! module       on the first page after the image, from 1 MiB on
-//! information  at 0x1_0000; where the image is there below 0x9_f000, and else after the module
+//! modules      on pages after the image, from 1 MiB on
+//! information  at 0x1_0000; where the image is there below 0x9_f000, and else after the modules
 //! ```
 //!
 //! Images look for room of their own at the end of conventional memory, which is why the information is not there.
@@ -23,7 +23,7 @@ use super::elf::Kernel;
 use super::error::{BootError, ImageError};
 use super::image::{ELF_MAGIC, KernelImage};
 use super::low_memory;
-use super::{BootPayload, Loaded, Protocol, long_mode};
+use super::{BootPayload, Loaded, Module, Protocol, long_mode};
 use crate::layout;
 
 /// What EAX tells the image.
@@ -187,7 +187,7 @@ fn has_pvh_entry(bytes: &[u8]) -> bool {
     Kernel::parse(bytes).is_ok_and(|kernel| kernel.pvh_entry.is_some())
 }
 
-/// Loads an image with its module, and enters it.
+/// Loads an image with its modules, and enters it.
 pub(super) fn load(
     memory: &GuestMemory,
     payload: &BootPayload<'_>,
@@ -203,40 +203,51 @@ pub(super) fn load(
             low_memory::write(memory, address, &value.to_le_bytes())?;
         }
     }
-    let module = load_module(memory, payload.initrd, &kernel)?;
-    let told = |at| information(memory, payload, &module, at);
+    let modules = load_modules(memory, payload, &kernel)?;
+    let told = |at| information(memory, payload, &modules, at);
+    let all = modules.first().map_or(kernel.end, |first| first.0.start)
+        ..modules.last().map_or(kernel.end, |last| last.0.end);
     let gdt_offset = told(0)?.len().next_multiple_of(8);
-    let at = place_information(memory, &kernel, &module, (gdt_offset + long_mode::GDT_SIZE) as u64)?;
+    let at = place_information(memory, &kernel, &all, (gdt_offset + long_mode::GDT_SIZE) as u64)?;
     low_memory::write(memory, at, &told(at)?)?;
     let mut state = long_mode::enter_32_bit_with(memory, entry, at + gdt_offset as u64)?;
     state.gprs[Gpr::Rax as usize] = LOADER_MAGIC;
     state.gprs[Gpr::Rbx as usize] = at;
-    Ok(Loaded { state, protocol: Protocol::Multiboot, kernel, initrd: module })
+    Ok(Loaded { state, protocol: Protocol::Multiboot, kernel, initrd: all })
 }
 
-/// Loads the module right after the image, where loaders put it; an empty range where there is none.
-fn load_module(
+/// Loads the modules one after another behind the image, where loaders put them; gives where each is and its text.
+fn load_modules<'a>(
     memory: &GuestMemory,
-    module: Option<&[u8]>,
+    payload: &BootPayload<'a>,
     kernel: &Range<u64>,
-) -> Result<Range<u64>, BootError> {
-    let start = kernel.end.max(layout::HIGH_RAM_START).next_multiple_of(PAGE_SIZE);
-    let Some(bytes) = module.filter(|bytes| !bytes.is_empty()) else { return Ok(start..start) };
-    let len = bytes.len() as u64;
-    let end = start.saturating_add(len);
-    if end > low_memory::ram_end_below_4_gib(memory) {
-        let needs = end.next_multiple_of(layout::MIB);
-        return Err(BootError::InitrdTooBig { bytes: len, needs });
+) -> Result<Vec<(Range<u64>, &'a str)>, BootError> {
+    let initrd = payload.initrd.filter(|bytes| !bytes.is_empty());
+    let initrd = initrd.map(|bytes| Module { bytes, text: payload.initrd_name });
+    let mut next = kernel.end.max(layout::HIGH_RAM_START).next_multiple_of(PAGE_SIZE);
+    let mut loaded = Vec::new();
+    for Module { bytes, text } in initrd.into_iter().chain(payload.modules.iter().copied()) {
+        if let Some(at) = text.find('\0') {
+            return Err(BootError::ModuleNul(at));
+        }
+        let len = bytes.len() as u64;
+        let end = next.saturating_add(len);
+        if end > low_memory::ram_end_below_4_gib(memory) {
+            let needs = end.next_multiple_of(layout::MIB);
+            return Err(BootError::InitrdTooBig { bytes: len, needs });
+        }
+        low_memory::write(memory, next, bytes)?;
+        loaded.push((next..end, text));
+        next = end.next_multiple_of(PAGE_SIZE);
     }
-    low_memory::write(memory, start, bytes)?;
-    Ok(start..end)
+    Ok(loaded)
 }
 
 /// Finds room for the information, on a page.
 fn place_information(
     memory: &GuestMemory,
     kernel: &Range<u64>,
-    module: &Range<u64>,
+    modules: &Range<u64>,
     len: u64,
 ) -> Result<u64, BootError> {
     let top = (layout::FACS - len) / PAGE_SIZE * PAGE_SIZE;
@@ -244,7 +255,7 @@ fn place_information(
     if let Some(low) = [LOW_INFORMATION, top].into_iter().find(is_free) {
         return Ok(low);
     }
-    let high = module.end.next_multiple_of(PAGE_SIZE);
+    let high = modules.end.max(layout::HIGH_RAM_START).next_multiple_of(PAGE_SIZE);
     if high.saturating_add(len) > low_memory::ram_end_below_4_gib(memory) {
         return Err(BootError::NoRam(high));
     }
@@ -267,7 +278,7 @@ fn cmdline(payload: &BootPayload<'_>) -> Result<String, BootError> {
 fn information(
     memory: &GuestMemory,
     payload: &BootPayload<'_>,
-    module: &Range<u64>,
+    modules: &[(Range<u64>, &str)],
     at: u64,
 ) -> Result<Vec<u8>, BootError> {
     let mut block = Block { at, bytes: vec![0; info::SIZE] };
@@ -279,12 +290,15 @@ fn information(
     let map = block.append(&map);
     block.put(info::MMAP_ADDR, map);
     let mut flags = has::MEMORY | has::CMDLINE | has::MEMORY_MAP | has::LOADER_NAME;
-    if !module.is_empty() {
+    if !modules.is_empty() {
         flags |= has::MODULES;
-        let name = block.append_string(payload.initrd_name);
-        let words = [module.start, module.end, name, 0].map(|word| word as u32);
-        let list = block.append(&words.map(u32::to_le_bytes).concat());
-        block.put(info::MODS_COUNT, 1);
+        let mut list = Vec::new();
+        for (range, text) in modules {
+            let text = block.append_string(text);
+            list.extend([range.start, range.end, text, 0].map(|word| (word as u32).to_le_bytes()).concat());
+        }
+        let list = block.append(&list);
+        block.put(info::MODS_COUNT, modules.len() as u64);
         block.put(info::MODS_ADDR, list);
     }
     let cmdline = block.append_string(&cmdline(payload)?);

@@ -38,7 +38,8 @@ fn read(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister) -> Result<(), Sto
 fn write(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister) -> Result<(), Stop> {
     check(cpu)?;
     let base = cpu.gpr_sized(insn.r1, insn.size);
-    if !cpu.is_canonical_for_registers(base) {
+    // By the width that CR4.LA57 chooses, not by that of the registers.
+    if !cpu.mmu.paging.is_canonical(base) {
         return Err(cpu.gp0());
     }
     cpu.set_segment_base(register, base);

@@ -41,6 +41,23 @@ impl Stack {
         Self { segment, pointer: pointer & mask, mask, view: view(cpu, cpl), code }
     }
 
+    /// Goes on as other code of this privilege level has it: with all of RSP and no segment in 64-bit mode, within the
+    /// segment elsewhere. The processor does so between the two halves of far calls and returns.
+    pub(crate) fn change_mode(&mut self, cpu: &Cpu, code: &Segment) {
+        let wide = cpu.is_long() && code.attributes.contains(Attributes::L);
+        if wide == (self.mask == u64::MAX) {
+            return;
+        }
+        let whole = cpu.registers.get(RSP);
+        let moved = self.pointer.wrapping_sub(whole) & self.mask;
+        self.mask = match (wide, self.segment.attributes.contains(Attributes::DB)) {
+            (true, _) => u64::MAX,
+            (false, true) => 0xffff_ffff,
+            (false, false) => 0xffff,
+        };
+        self.pointer = whole.wrapping_add(moved) & self.mask;
+    }
+
     /// Rounds the pointer down to 16 bytes.
     pub(crate) fn align(&mut self) {
         self.pointer &= !0xf;

@@ -109,7 +109,7 @@ fn same(machines: &mut [Machine; 2], program: &Program, start: &Start) -> Result
     Ok(Some(stops))
 }
 
-fn describe(program: &Program) -> String {
+pub fn describe(program: &Program) -> String {
     let line = |n: usize| {
         let from = (program.starts[n] - program.rip) as usize;
         let to = program.starts.get(n + 1).map_or(program.bytes.len(), |next| (next - program.rip) as usize);

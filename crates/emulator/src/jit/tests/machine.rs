@@ -243,6 +243,13 @@ impl Machine {
         if !(program.rip..program.end).contains(&after) {
             return false;
         }
+        self.return_to(frame, after, user);
+        true
+    }
+
+    /// What IRETQ from a handler does with the frame at `frame`, but to RIP `after`.
+    pub fn return_to(&mut self, frame: u64, after: u64, user: bool) {
+        let cpu = &mut self.interpreter.cpu;
         let (code, stack) =
             (self.states[usize::from(user)].segments[1], self.states[usize::from(user)].segments[2]);
         cpu.set_segment(SegmentRegister::Cs, code);
@@ -251,7 +258,12 @@ impl Machine {
         cpu.system_flags.remove(Flags::TF | Flags::RF);
         cpu.registers.set(4, get(cpu, frame + 24));
         (cpu.rip, cpu.halted, cpu.shadow) = (after, false, false);
-        true
+    }
+
+    /// An interrupt is there to be taken.
+    pub fn interrupt(&self) {
+        *self.interrupts.pending.lock().unwrap() = Some(VECTOR);
+        self.attention.raise(Signals::INTERRUPT);
     }
 }
 

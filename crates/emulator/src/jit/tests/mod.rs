@@ -4,3 +4,4 @@ mod blocks;
 mod changing;
 mod generator;
 mod machine;
+mod planted;

@@ -3,7 +3,7 @@
 use vm_memory::{Bytes, GuestAddress};
 use x86::Gpr;
 
-use super::super::{BootPayload, Protocol, load};
+use super::super::{BootPayload, Module, Protocol, load};
 use super::synthetic::*;
 use crate::layout::{self, MIB};
 
@@ -78,6 +78,50 @@ fn linux_and_pvh_come_before_a_multiboot_header() {
         let loaded = load(&memory(32), &payload(&kernel, Protocol::Auto), 0).unwrap();
         assert_eq!(loaded.protocol, protocol);
     }
+}
+
+#[test]
+fn several_modules_lie_on_pages_of_their_own_with_their_arguments() {
+    let file = image(MIB as u32, 5000, 0);
+    let (first, second) = (vec![0x11; 5000], vec![0x22; 10]);
+    let modules =
+        [Module { bytes: &second, text: "second with arguments" }, Module { bytes: &[], text: "empty" }];
+    let usual = payload(&file, Protocol::Auto);
+    let payload = BootPayload { initrd: Some(&first), initrd_name: "first", modules: &modules, ..usual };
+    let memory = memory(32);
+    let loaded = load(&memory, &payload, 0).unwrap();
+    let word = |at: u32| -> u32 { memory.vm().read_obj(GuestAddress(at.into())).unwrap() };
+    let information = loaded.state.gprs[Gpr::Rbx as usize] as u32;
+    assert_eq!((word(information) & 8, word(information + 20)), (8, 3));
+    let list = word(information + 24);
+    let start = MIB as u32 + 0x2000;
+    for (index, (bytes, text, at)) in [
+        (&first[..], "first\0", start),
+        (&second, "second with arguments\0", start + 0x2000),
+        (&[], "empty\0", start + 0x3000),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let entry = list + 16 * index as u32;
+        assert_eq!((word(entry), word(entry + 4)), (at, at + bytes.len() as u32), "{text}");
+        assert_eq!(read(&memory, at.into(), bytes.len()), bytes);
+        assert_eq!(read(&memory, word(entry + 8).into(), text.len()), text.as_bytes());
+    }
+    assert_eq!(loaded.initrd, start.into()..u64::from(start) + 0x3000);
+}
+
+#[test]
+fn modules_are_for_multiboot_images() {
+    let modules = [Module { bytes: &[1], text: "m" }];
+    let kernel = usual_bzimage();
+    let with = |protocol| BootPayload { modules: &modules, ..payload(&kernel, protocol) };
+    let error = load(&memory(32), &with(Protocol::Auto), 0).unwrap_err().to_string();
+    assert!(error.contains("no modules"), "{error}");
+    let file = image(MIB as u32, 0x1000, 0);
+    let modules = [Module { bytes: &[1], text: "a\0b" }];
+    let nul = BootPayload { modules: &modules, ..payload(&file, Protocol::Auto) };
+    assert!(load(&memory(32), &nul, 0).unwrap_err().to_string().contains("NUL at byte 1"));
 }
 
 #[test]

@@ -142,6 +142,7 @@ pub(super) fn payload(kernel: &[u8], protocol: Protocol) -> BootPayload<'_> {
         kernel,
         kernel_name: "path/image",
         initrd: None,
+        modules: &[],
         initrd_name: "path/module",
         cmdline: "console=ttyS0",
         protocol,
