@@ -16,6 +16,9 @@ const RECENT: usize = 4096;
 /// No block.
 pub const NO_BLOCK: u32 = u32::MAX;
 
+/// No region.
+pub const NO_REGION: u32 = u32::MAX;
+
 /// A run of instructions that is entered at its first.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
@@ -41,8 +44,8 @@ pub struct Block {
     pub heat: u32,
     /// Where its translation starts; 0 while there is none.
     pub code: u64,
-    /// Where in code memory the translation holds the page's expected state.
-    pub state_at: u32,
+    /// The region that its translation is part of; [`NO_REGION`] while there is none.
+    pub region: u32,
 }
 
 /// What finds a block: the same bytes mean something else at another address or in another mode.
@@ -182,6 +185,11 @@ impl Blocks {
         self.recent.as_ptr() as u64
     }
 
+    /// Where the entry for a RIP stands in that table, in bytes.
+    pub fn recent_offset(rip: u64) -> usize {
+        Self::slot(rip) * size_of::<Recent>()
+    }
+
     /// A block by its number, for changing what is known of it.
     pub fn get_mut(&mut self, block: u32) -> &mut Block {
         &mut self.blocks[block as usize]
@@ -216,7 +224,7 @@ impl Blocks {
             offset: new.offset,
             heat: 0,
             code: 0,
-            state_at: 0,
+            region: NO_REGION,
         };
         self.insns.extend_from_slice(new.insns);
         self.bytes.extend_from_slice(new.bytes);

@@ -7,12 +7,12 @@ use exits::{Detail, Exit};
 use guest_memory::Offset;
 use x86::{ExitReason, Flags};
 
-use crate::block::{Blocks, NO_BLOCK, NewBlock, Regime};
+use crate::block::{Blocks, NO_BLOCK, NO_REGION, NewBlock, Regime};
 use crate::cpu::Cpu;
 use crate::decode::MOST;
 use crate::insn::{Insn, Stop};
 use crate::instructions::event::{Event, TripleFault};
-use crate::jit::Jit;
+use crate::jit::{Call, Jit};
 use crate::mmu::{Access, NO_PAGE};
 use crate::shared::Peers;
 
@@ -34,8 +34,10 @@ pub struct Interpreter {
     scratch: Vec<Insn>,
     /// The translator, where it is on.
     pub(crate) jit: Option<Jit>,
-    /// With [`jit::exit::STOP`]: the instruction's number, its block's, and why.
-    pub(crate) stopped_at: Option<(u32, u32, Stop)>,
+    /// With [`jit::exit::STOP`]: which handler, and why.
+    pub(crate) stopped_at: Option<(Call, Stop)>,
+    /// The next block must be interpreted, even if it is translated.
+    pub(crate) interprets_next: bool,
     /// Exceptions delivered, and repeated instructions left before their end: what happened besides whole instructions.
     pub(crate) interruptions: u64,
     /// With [`crate::jit::Settings::leave_early`]: instructions after which translated code comes back, 1 or 256.
@@ -76,6 +78,7 @@ impl Interpreter {
             scratch: Vec::new(),
             jit: None,
             stopped_at: None,
+            interprets_next: false,
             interruptions: 0,
             run_at_least: 1,
             panic: None,
@@ -150,14 +153,15 @@ impl Interpreter {
         if u64::from(block.count) > self.instructions_left() {
             return Some(self.single());
         }
-        if block.code != 0 {
+        let interprets = std::mem::take(&mut self.interprets_next);
+        if block.code != 0 && !interprets {
             return self.run_translated(block.code, regime);
         }
         // The same bytes may be entered through a segment whose limit is lower.
         if !self.cpu.mode.is_64() && block.end > u64::from(self.cpu.segments[1].limit) + 1 {
             return Some(self.single());
         }
-        if self.jit.is_some() && self.cpu.mode.is_64() && self.is_hot(number) {
+        if self.jit.is_some() && self.cpu.mode.is_64() && block.code == 0 && self.is_hot(number) {
             self.translate(number, rip, regime);
             return None;
         }
@@ -514,12 +518,8 @@ impl Interpreter {
         let marked = marks.generation(offset) == generation;
         let same = self.blocks.refresh(number, &self.cpu.memory, [generation, 0]);
         let block = self.blocks.get(number);
-        if same
-            && marked
-            && block.code != 0
-            && let Some(jit) = &mut self.jit
-        {
-            jit.expect(block.state_at, state);
+        if same && marked && block.region != NO_REGION {
+            self.follow_state(number, generation, state);
         }
         same
     }

@@ -5,6 +5,7 @@
 //! blocks, the guest's arithmetic flags are in the frame.
 
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
+use super::vectors::{self, Routines, Width};
 
 /// Offsets in the frame, in bytes.
 pub mod slot {
@@ -32,8 +33,24 @@ pub mod slot {
     pub const FS_BASE: i32 = 96;
     /// GS follows FS.
     pub const GS_BASE: i32 = 104;
+    /// The guest's vector registers in memory.
+    pub const VECTOR: i32 = 112;
+    /// Which vector and x87 registers are in the host's: bits of [`super::vectors`].
+    pub const LIVE: i32 = 120;
+    /// MXCSR for Rust code.
+    pub const HOST_MXCSR: i32 = 124;
+    /// An [`super::vectors::X87Area`].
+    pub const X87_AREA: i32 = 128;
+    /// The return address of a step.
+    pub const RETURN: i32 = 136;
+    /// The number of a call.
+    pub const CALL: i32 = 144;
+    /// RDX, while x87 state is saved or loaded.
+    pub const KEPT: i32 = 152;
+    /// RIP of the last x87 instruction, while x87 state is live.
+    pub const X87_RIP: i32 = 160;
     /// The frame's size: with the return address and six saved registers a multiple of 16.
-    pub const SIZE: i32 = 120;
+    pub const SIZE: i32 = 168;
 }
 
 /// What the code that surrounds translated code shares with Rust. The first fields are copied into the frame.
@@ -63,13 +80,17 @@ pub struct Context {
     pub gs_base: u64,
     /// On exit: RIP of the next block, where the exit is [`exit::DISPATCH`].
     pub rip: u64,
-    /// `extern "sysv64" fn(&mut Context, insn: u32, block: u32) -> u32`.
+    /// `extern "sysv64" fn(&mut Context, call: u32) -> u32`.
     pub step: u64,
     /// For `step`: the vCPU.
     pub owner: u64,
     /// What [`Context::count`] starts from: it overflows when as many instructions have run as may. Zero where any
     /// number may.
     pub start: u64,
+    /// The guest's vector registers.
+    pub vector: u64,
+    /// An [`vectors::X87Area`].
+    pub x87_area: u64,
 }
 
 /// Why translated code came back.
@@ -78,6 +99,8 @@ pub mod exit {
     pub const DISPATCH: u32 = 0;
     /// `step` said so; it has left the reason behind.
     pub const STOP: u32 = 1;
+    /// The block at [`super::Context::rip`] has to be interpreted: its vector state cannot be in the host's registers.
+    pub const REFUSED: u32 = 3;
 }
 
 const fn field(index: i32) -> i32 {
@@ -92,12 +115,17 @@ const FS_BASE: i32 = field(8);
 const GS_BASE: i32 = field(9);
 const RIP: i32 = field(10);
 const STEP: i32 = field(11);
+const VECTOR: i32 = field(14);
+const X87_AREA: i32 = field(15);
+
+/// MXCSR as Rust code expects it.
+const RUST_MXCSR: u32 = 0x1f80;
 
 /// What a step gives when the next block is to be found by RIP.
 pub const STEP_DISPATCH: u32 = 2;
 
 /// Context fields and the slots that they are copied to on entry.
-const COPIED: [(i32, i32); 9] = [
+const COPIED: [(i32, i32); 11] = [
     (FLAGS, slot::FLAGS),
     (TLB, slot::TLB),
     (field(3), slot::ATTENTION),
@@ -107,6 +135,8 @@ const COPIED: [(i32, i32); 9] = [
     (COUNT, slot::COUNT),
     (FS_BASE, slot::FS_BASE),
     (GS_BASE, slot::GS_BASE),
+    (VECTOR, slot::VECTOR),
+    (X87_AREA, slot::X87_AREA),
 ];
 
 /// Where the surrounding code starts, as offsets into code memory.
@@ -118,27 +148,70 @@ pub struct Stubs {
     pub dispatch: usize,
     /// Leaves with [`exit::DISPATCH`] and the RIP in [`ADDRESS`].
     pub leave: usize,
-    /// Called: runs the handler of the instruction whose number is in [`ADDRESS`], of the block in [`SCRATCH`].
+    /// The same with [`exit::REFUSED`].
+    pub refuse: usize,
+    /// Called: runs the handler that the call whose number is in [`ADDRESS`] names.
     pub step: usize,
+    /// Vector and x87 state.
+    pub vectors: Routines,
 }
 
 /// Bytes of an entry of the table from RIP to code, and its fields' offsets.
 pub const RECENT_SHIFT: u8 = 5;
-const RECENT_REGIME: i32 = 8;
-const RECENT_CODE: i32 = 16;
+/// The regime.
+pub const RECENT_REGIME: i32 = 8;
+/// The code, 0 where there is none.
+pub const RECENT_CODE: i32 = 16;
 
 /// Generates the surrounding code, to be placed at offset `base`.
 pub fn stubs(base: usize, leave_early: bool) -> (Stubs, Vec<u8>) {
     let mut a = Assembler::default();
-    let mut stubs = Stubs { enter: base, ..Stubs::default() };
+    let mut stubs = Stubs::default();
     enter(&mut a, leave_early);
-    stubs.leave = base + a.here();
-    leave(&mut a);
-    stubs.dispatch = base + a.here();
-    dispatch(&mut a, stubs.leave - base);
-    stubs.step = base + a.here();
-    step(&mut a, stubs.dispatch - base);
-    (stubs, a.bytes)
+    stubs.vectors = vectors::routines(&mut a, Width::of_host());
+    let save = stubs.vectors.save;
+    stubs.leave = a.here();
+    leave(&mut a, save, exit::DISPATCH);
+    stubs.refuse = a.here();
+    leave(&mut a, save, exit::REFUSED);
+    stubs.dispatch = a.here();
+    dispatch(&mut a, stubs.leave);
+    stubs.step = a.here();
+    step(&mut a, stubs.dispatch, save);
+    (stubs.at(base), a.bytes)
+}
+
+impl Stubs {
+    /// Offsets into code memory of what was placed at `base`.
+    fn at(self, base: usize) -> Self {
+        let Routines { load_sse, load_full, load_x87, save } = self.vectors;
+        let vectors = Routines {
+            load_sse: base + load_sse,
+            load_full: base + load_full,
+            load_x87: base + load_x87,
+            save: base + save,
+        };
+        Self {
+            enter: base + self.enter,
+            dispatch: base + self.dispatch,
+            leave: base + self.leave,
+            refuse: base + self.refuse,
+            step: base + self.step,
+            vectors,
+        }
+    }
+}
+
+/// Saves vector and x87 state where it is live.
+fn save_vectors(a: &mut Assembler, save: usize) {
+    // cmp dword [live], 0
+    a.memory(false, &[0x83], 7, RSP, slot::LIVE);
+    a.bytes.push(0);
+    let none = a.jump_if(4);
+    let call = a.call();
+    a.land(call, save);
+    let here = a.here();
+    a.land(none, here);
 }
 
 /// RBX, RBP, R12 to R15.
@@ -171,17 +244,22 @@ fn enter(a: &mut Assembler, leave_early: bool) {
         a.memory(true, &[0x03], RAX, RSP, slot::ATTENTION);
         a.store(RAX, RSP, slot::ATTENTION);
     }
+    // mov dword [..], immediate
+    for (at, value) in [(slot::LIVE, 0), (slot::HOST_MXCSR, RUST_MXCSR)] {
+        a.memory(false, &[0xc7], 0, RSP, at);
+        a.bytes.extend_from_slice(&value.to_le_bytes());
+    }
     a.store(RSI, RSP, slot::SPARE);
     a.load(SCRATCH, RDI, REGISTERS);
-    load_guest(a, 0);
+    load_guest(a);
     a.memory(false, &[0xff], 4, RSP, slot::SPARE);
 }
 
-/// Loads the guest's registers from the array at [`SCRATCH`]. `pushed`: bytes on the stack above the frame.
-fn load_guest(a: &mut Assembler, pushed: i32) {
+/// Loads the guest's registers from the array at [`SCRATCH`].
+fn load_guest(a: &mut Assembler) {
     for guest in 13..16u8 {
         a.load(ADDRESS, SCRATCH, i32::from(guest) * 8);
-        a.store(ADDRESS, RSP, pushed + slot::R13 + i32::from(guest - 13) * 8);
+        a.store(ADDRESS, RSP, slot::R13 + i32::from(guest - 13) * 8);
     }
     for guest in (0..13u8).filter(|&guest| guest != RSP) {
         a.load(guest, SCRATCH, i32::from(guest) * 8);
@@ -190,29 +268,32 @@ fn load_guest(a: &mut Assembler, pushed: i32) {
 }
 
 /// Stores them there. Clobbers [`ADDRESS`], after `saved` was done with it.
-fn store_guest(a: &mut Assembler, pushed: i32) {
+fn store_guest(a: &mut Assembler) {
     for guest in (0..13u8).filter(|&guest| guest != RSP) {
         a.store(guest, SCRATCH, i32::from(guest) * 8);
     }
     a.store(GUEST_RSP, SCRATCH, i32::from(RSP) * 8);
     for guest in 13..16u8 {
-        a.load(ADDRESS, RSP, pushed + slot::R13 + i32::from(guest - 13) * 8);
+        a.load(ADDRESS, RSP, slot::R13 + i32::from(guest - 13) * 8);
         a.store(ADDRESS, SCRATCH, i32::from(guest) * 8);
     }
 }
 
 /// Leaves with the RIP in [`ADDRESS`].
-fn leave(a: &mut Assembler) {
+fn leave(a: &mut Assembler, save: usize, why: u32) {
+    a.store(ADDRESS, RSP, slot::SPARE);
+    save_vectors(a, save);
+    a.load(ADDRESS, RSP, slot::SPARE);
     a.load(SCRATCH, RSP, slot::CONTEXT);
     a.store(ADDRESS, SCRATCH, RIP);
     a.load(SCRATCH, SCRATCH, REGISTERS);
-    store_guest(a, 0);
+    store_guest(a);
     a.load(RDI, RSP, slot::CONTEXT);
     a.load(RAX, RSP, slot::FLAGS);
     a.store(RAX, RDI, FLAGS);
     a.load(RAX, RSP, slot::COUNT);
     a.store(RAX, RDI, COUNT);
-    a.mov_immediate(RAX, u64::from(exit::DISPATCH));
+    a.mov_immediate(RAX, u64::from(why));
     unwind(a);
 }
 
@@ -251,28 +332,22 @@ fn dispatch(a: &mut Assembler, leave: usize) {
     a.land(out, leave);
 }
 
-/// The return address is on the stack above the frame.
-fn step(a: &mut Assembler, dispatch: usize) {
-    const PUSHED: i32 = 8;
-    // Numbers of the instruction and the block, before the scratch registers are used.
-    a.store(ADDRESS, RSP, PUSHED + slot::SPARE);
-    a.mov(ADDRESS, SCRATCH);
-    push(a, ADDRESS);
-    const BOTH: i32 = 16;
-    a.load(SCRATCH, RSP, BOTH + slot::CONTEXT);
+/// The return address is on the stack above the frame, and then in the spare slot.
+fn step(a: &mut Assembler, dispatch: usize, save: usize) {
+    a.memory(false, &[0x8f], 0, RSP, slot::RETURN); // pop [..]: addressed by the RSP that it leaves
+    a.store(ADDRESS, RSP, slot::CALL);
+    save_vectors(a, save);
+    a.load(SCRATCH, RSP, slot::CONTEXT);
     a.load(SCRATCH, SCRATCH, REGISTERS);
-    store_guest(a, BOTH);
-    a.load(RDI, RSP, BOTH + slot::CONTEXT);
-    a.load(RAX, RSP, BOTH + slot::FLAGS);
+    store_guest(a);
+    a.load(RDI, RSP, slot::CONTEXT);
+    a.load(RAX, RSP, slot::FLAGS);
     a.store(RAX, RDI, FLAGS);
-    a.load(RAX, RSP, BOTH + slot::COUNT);
+    a.load(RAX, RSP, slot::COUNT);
     a.store(RAX, RDI, COUNT);
-    a.load(RSI, RSP, BOTH + slot::SPARE);
-    pop(a, 2); // The block's number, the third argument.
-    a.alu_immediate(true, 5, RSP, 8); // The stack is aligned for the call.
+    a.load(RSI, RSP, slot::CALL);
     a.memory(false, &[0xff], 2, RDI, STEP);
-    a.alu_immediate(true, 0, RSP, 8);
-    a.load(RDI, RSP, PUSHED + slot::CONTEXT);
+    a.load(RDI, RSP, slot::CONTEXT);
     a.alu_immediate(false, 7, RAX, exit::STOP as i32);
     let stop = a.jump_if(4);
     a.mov(RSI, RAX);
@@ -282,29 +357,28 @@ fn step(a: &mut Assembler, dispatch: usize) {
         (REGIME, slot::REGIME),
         (FS_BASE, slot::FS_BASE),
         (GS_BASE, slot::GS_BASE),
+        (VECTOR, slot::VECTOR),
     ] {
         a.load(RAX, RDI, from);
-        a.store(RAX, RSP, PUSHED + to);
+        a.store(RAX, RSP, to);
     }
     a.load(RAX, RDI, RIP);
-    a.store(RAX, RSP, PUSHED + slot::SPARE);
+    a.store(RAX, RSP, slot::SPARE);
     a.alu_immediate(false, 7, RSI, STEP_DISPATCH as i32);
     let branch = a.jump_if(4);
     a.load(SCRATCH, RDI, REGISTERS);
-    load_guest(a, PUSHED);
-    a.bytes.push(0xc3);
+    load_guest(a);
+    a.memory(false, &[0xff], 4, RSP, slot::RETURN);
     // The next block is to be found by RIP.
     let here = a.here();
     a.land(branch, here);
     a.load(SCRATCH, RDI, REGISTERS);
-    load_guest(a, PUSHED);
-    a.alu_immediate(true, 0, RSP, PUSHED);
+    load_guest(a);
     a.load(ADDRESS, RSP, slot::SPARE);
     let out: Jump = a.jump();
     a.land(out, dispatch);
     // The registers are in Rust's hands, and so is the count.
     let here = a.here();
     a.land(stop, here);
-    a.alu_immediate(true, 0, RSP, PUSHED);
     unwind(a);
 }

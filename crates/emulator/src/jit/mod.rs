@@ -5,21 +5,33 @@
 #![allow(unsafe_code)] // The entry into generated code, and what that calls.
 
 mod assembler;
+mod call;
 mod frame;
 mod native_set;
+mod recipe;
+mod region;
 mod run;
 mod translate;
+mod vectors;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
 
-use crate::block::{Block, Key, Mix};
+use iced_x86::Instruction;
+
+use crate::block::{Key, Mix};
 use crate::cpuid::CpuModel;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
+pub use call::Call;
+use call::Calls;
 pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Stubs, stubs};
-use translate::translate;
+use recipe::Recipe;
+use region::Region;
+use translate::{Translation, translate};
+pub use vectors::Use;
+use vectors::X87Area;
 
 /// How eager the translator is, and how much it keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +42,13 @@ pub struct Settings {
     pub hot: u32,
     /// Whether translated code comes back as soon as [`Context::attention`], a number of bytes then, says so.
     pub leave_early: bool,
+    /// Blocks that are translated together, at most.
+    pub region: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { code_bytes: 32 << 20, hot: 16, leave_early: false }
+        Self { code_bytes: 32 << 20, hot: 16, leave_early: false, region: 32 }
     }
 }
 
@@ -43,11 +57,16 @@ pub struct Jit {
     memory: CodeMemory,
     hot: u32,
     leave_early: bool,
+    region: usize,
     /// Translations stop where the instructions that they may run are used up.
     counts_down: bool,
     stubs: Stubs,
     /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
     links: HashMap<Key, Vec<usize>, BuildHasherDefault<Mix>>,
+    /// The regions that were translated, by their numbers.
+    regions: Vec<Translated>,
+    calls: Calls,
+    x87_area: Box<X87Area>,
     statistics: Statistics,
 }
 
@@ -56,6 +75,8 @@ pub struct Jit {
 pub struct Statistics {
     /// Blocks translated.
     pub blocks: u64,
+    /// Regions that they are part of.
+    pub regions: u64,
     /// Bytes of guest code in them.
     pub guest_bytes: u64,
     /// Bytes of host code made of them.
@@ -66,30 +87,39 @@ pub struct Statistics {
     pub handler_calls: u64,
 }
 
-/// What is translated.
+/// What a translation needs to know besides the instructions.
 pub struct Source<'a> {
-    /// The block's number, for its handlers.
-    pub number: u32,
-    /// The block.
-    pub block: &'a Block,
-    /// The mode that it was decoded in.
+    /// The mode that the blocks were decoded in.
     pub mode: Mode,
-    /// Its bytes.
-    pub bytes: &'a [u8],
-    /// The page's state, read no later than the page was last found unchanged since the bytes were.
+    /// Their page's state, read no later than the page was last found unchanged since their bytes were.
     pub state: u32,
     /// Where that state is.
     pub state_address: u64,
     /// What instructions there are.
     pub model: &'a CpuModel,
+    /// How an instruction that only computes uses vector or x87 state; `None` where its handler has to be called.
+    pub vector_use: &'a dyn Fn(&Instruction) -> Option<Use>,
+    /// The address of the entry for a RIP in the table of recent blocks.
+    pub recent: &'a dyn Fn(u64) -> u64,
+    /// Whether a block's instructions are counted when it is entered, and it is left where more than may have run.
+    pub counts_at_entry: bool,
+}
+
+/// A region with its code.
+#[derive(Clone, Debug)]
+pub struct Translated {
+    /// Its blocks: their numbers, and their first instructions', which a block that took a number's place does not share.
+    pub blocks: Vec<(u32, u32)>,
+    /// Where in code memory the page's expected state stands.
+    state_at: usize,
 }
 
 /// A new translation.
 pub struct Added {
-    /// Where its code starts.
-    pub code: u64,
-    /// Where in code memory the page's expected state stands.
-    pub state_at: u32,
+    /// The region's number.
+    pub region: u32,
+    /// Blocks that can be entered, by number, and where their code starts.
+    pub entries: Vec<(u32, u64)>,
     /// The blocks in the same page that it leaves to: [`Jit::connect`] those that are translated.
     pub exits: Vec<Key>,
 }
@@ -107,9 +137,13 @@ impl Jit {
             memory: CodeMemory::new(settings.code_bytes)?,
             hot: settings.hot,
             leave_early: settings.leave_early,
+            region: settings.region,
             counts_down: false,
             stubs: Stubs::default(),
             links: HashMap::default(),
+            regions: Vec::new(),
+            calls: Calls::default(),
+            x87_area: Box::default(),
             statistics: Statistics::default(),
         };
         jit.place_stubs();
@@ -126,6 +160,8 @@ impl Jit {
     pub fn clear(&mut self) {
         self.memory.clear();
         self.links.clear();
+        self.regions.clear();
+        self.calls.clear();
         self.place_stubs();
     }
 
@@ -156,9 +192,19 @@ impl Jit {
         self.statistics.handler_calls += 1;
     }
 
-    /// Translates a block. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
-    pub fn add(&mut self, source: &Source<'_>) -> Option<Added> {
-        let mut translation = translate(source, self.stubs, self.counts_down);
+    /// Blocks that are translated together, at most: one where the count of instructions is watched.
+    pub fn most_blocks(&self) -> usize {
+        if self.counts_down || self.leave_early { 1 } else { self.region }
+    }
+
+    /// Whether a block's instructions are counted when it is entered.
+    pub fn counts_at_entry(&self) -> bool {
+        self.counts_down
+    }
+
+    /// Translates a region. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
+    pub fn add(&mut self, source: &Source<'_>, region: &Region) -> Option<Added> {
+        let mut translation = translate(source, region, &mut self.calls, self.stubs);
         let base = self.memory.next();
         for &(at, to) in &translation.outward {
             let disp = to as i64 - (base + at + 4) as i64;
@@ -168,25 +214,35 @@ impl Jit {
             self.statistics.evictions += 1;
             return None;
         };
-        self.statistics.blocks += 1;
-        self.statistics.guest_bytes += source.bytes.len() as u64;
+        self.statistics.blocks += region.parts.len() as u64;
+        self.statistics.regions += 1;
+        self.statistics.guest_bytes += region.parts.iter().map(|p| p.block.end - p.block.rip).sum::<u64>();
         self.statistics.host_bytes += translation.bytes.len() as u64;
-        let exits = self.link(base, source.block, source.mode, &translation.exits);
+        let exits = self.link(base, source.mode, region, &translation);
         let code = self.memory.address(offset) as u64;
-        Some(Added { code, state_at: (base + translation.state_at) as u32, exits })
+        let number = |part: usize| region.parts[part].number;
+        let entries =
+            translation.entries.iter().map(|&(part, at)| (number(part), code + at as u64)).collect();
+        let blocks = region.parts.iter().map(|part| (part.number, part.block.first)).collect();
+        self.regions.push(Translated { blocks, state_at: base + translation.state_at });
+        Some(Added { region: self.regions.len() as u32 - 1, entries, exits })
     }
 
     /// Notes where a new translation leaves to, and lets all that leave to it jump here.
-    fn link(&mut self, base: usize, block: &Block, mode: Mode, exits: &[(u64, usize)]) -> Vec<Key> {
+    fn link(&mut self, base: usize, mode: Mode, region: &Region, translation: &Translation) -> Vec<Key> {
+        let page = region.parts[0].block.offset & !0xfff;
         let mut keys = Vec::new();
-        for &(rip, at) in exits.iter().filter(|(rip, _)| (rip ^ block.rip) >> 12 == 0) {
-            let key = Key { offset: block.offset & !0xfff | rip & 0xfff, rip, mode };
+        for &(rip, at) in &translation.exits {
+            let key = Key { offset: page | rip & 0xfff, rip, mode };
             self.links.entry(key).or_default().push(base + at);
             keys.push(key);
         }
-        let key = Key { offset: block.offset, rip: block.rip, mode };
-        for &at in self.links.get(&key).into_iter().flatten() {
-            jump(&mut self.memory, at, base);
+        for &(part, entry) in &translation.entries {
+            let block = &region.parts[part].block;
+            let key = Key { offset: block.offset, rip: block.rip, mode };
+            for &at in self.links.get(&key).into_iter().flatten() {
+                jump(&mut self.memory, at, base + entry);
+            }
         }
         keys
     }
@@ -199,9 +255,27 @@ impl Jit {
         }
     }
 
-    /// The page's state changed, and the block's bytes did not: its translation expects the new state.
-    pub fn expect(&mut self, state_at: u32, state: u32) {
-        self.memory.patch(state_at as usize, &state.to_le_bytes());
+    /// A region by its number.
+    pub fn region(&self, number: u32) -> Option<&Translated> {
+        self.regions.get(number as usize)
+    }
+
+    /// The page's state changed, and the region's bytes did not: its translation expects the new state.
+    pub fn expect(&mut self, region: u32, state: u32) {
+        if let Some(at) = self.region(region).map(|region| region.state_at) {
+            self.memory.patch(at, &state.to_le_bytes());
+        }
+    }
+
+    /// What a call in translated code calls, and how the flags are computed there where they are not in the frame.
+    pub fn call(&self, number: u32) -> (Call, Option<&Recipe>) {
+        let call = self.calls.get(number);
+        (call, self.calls.get_recipe(call.recipe))
+    }
+
+    /// For [`Context::x87_area`].
+    pub fn x87_area(&mut self) -> u64 {
+        (&raw mut *self.x87_area) as u64
     }
 
     /// Runs translated code.

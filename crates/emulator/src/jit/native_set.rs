@@ -35,3 +35,20 @@ pub fn is_copied(i: &Instruction) -> bool {
 fn legacy(i: &Instruction) -> bool {
     !matches!(i.mnemonic(), Mnemonic::Popcnt | Mnemonic::Lzcnt | Mnemonic::Tzcnt)
 }
+
+/// Shifts whose count may be zero, which leaves the flags alone, and instructions that may leave undefined flags as
+/// they are.
+pub fn keeps_flags(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    match i.mnemonic() {
+        Shl | Sal | Shr | Sar => {
+            let last = i.op_count() - 1;
+            let wide = i.op_count() > 0 && i.op_kind(0) == OpKind::Register && i.op_register(0).size() == 8;
+            let mask = if wide { 63 } else { 31 };
+            !(crate::instructions::shape::is_immediate(i.op_kind(last)) && i.immediate(last) & mask != 0)
+                && i.op_kind(last) != OpKind::Immediate8_2nd
+        }
+        Rol | Ror | Rcl | Rcr | Shld | Shrd => true,
+        _ => false,
+    }
+}

@@ -2,12 +2,16 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use iced_x86::Instruction;
 use x86::Flags;
 
-use super::{Context, Jit, STEP_DISPATCH, Settings, Source, exit};
-use crate::block::Regime;
+use super::native_set::is_copied;
+use super::region::Region;
+use super::{Context, Jit, STEP_DISPATCH, Settings, Source, Use, exit};
+use crate::block::{Blocks, NO_REGION, Regime};
 use crate::interpreter::{Interpreter, Leave};
 use crate::mmu::NO_PAGE;
+use crate::native::execute::refusal;
 
 /// SF, ZF, AF, PF, CF and the bit that is always one: what LAHF gives.
 const LAHF: u64 = 0xd5;
@@ -53,7 +57,7 @@ impl Interpreter {
         block.heat > hot && block.pages[1] == NO_PAGE
     }
 
-    /// Translates a block.
+    /// Translates a block, and what belongs to it.
     pub(crate) fn translate(&mut self, number: u32, rip: u64, regime: Regime) {
         let Some(jit) = &mut self.jit else { return };
         let (block, mode) = (*self.blocks.get(number), self.cpu.mode);
@@ -62,43 +66,62 @@ impl Interpreter {
         if !self.blocks.is_fresh(&block, &self.cpu.memory) || !marks.is_code(block.offset) {
             return;
         }
-        let bytes = self.blocks.bytes(&block);
         let model = self.cpu.wires.model.clone();
-        let source = Source {
+        let unit = &self.cpu.native.unit;
+        let vector_use = |i: &Instruction| {
+            let native = unit.known(i).filter(|_| model.allows(i.cpuid_features()))?;
+            refusal(native.class, mode.vector()).is_none().then(|| Use::of(i, &native))?
+        };
+        let copies = |i: &Instruction| is_copied(i) || vector_use(i).is_some();
+        let region = Region::around(
             number,
-            block: &block,
             mode,
-            bytes,
+            (&self.blocks, &self.cpu.memory, &model),
+            &copies,
+            jit.most_blocks(),
+        );
+        let table = self.blocks.recent_address();
+        let source = Source {
+            mode,
             state,
             state_address: marks.state_address(block.offset),
             model: &model,
+            vector_use: &vector_use,
+            recent: &|rip| table + Blocks::recent_offset(rip) as u64,
+            counts_at_entry: jit.counts_at_entry(),
         };
-        let Some(added) = jit.add(&source) else {
+        let Some(added) = jit.add(&source, &region) else {
             self.forget();
             return;
         };
+        for &(entry, code) in &added.entries {
+            let block = self.blocks.get_mut(entry);
+            (block.code, block.region) = (code, added.region);
+        }
         for key in added.exits {
             let target = self.blocks.find(key.offset, key.rip, mode).map(|n| self.blocks.get(n).code);
             if let Some(code) = target.filter(|&code| code != 0) {
                 jit.connect(key, code);
             }
         }
-        let block = self.blocks.get_mut(number);
-        (block.code, block.state_at) = (added.code, added.state_at);
         self.blocks.remember(rip, regime, number);
     }
 
-    /// A translation left before its first instruction. Where the page's code is what it was, and only the page's
-    /// other marks have changed, it has to expect those.
-    fn follow_state(&mut self, rip: u64, regime: Regime) {
-        let Some(number) = self.blocks.recent(rip, regime) else { return };
-        let block = self.blocks.get(number);
-        let state = self.cpu.memory.marks().state(block.offset);
-        if block.code != 0
-            && self.blocks.is_fresh(block, &self.cpu.memory)
-            && let Some(jit) = &mut self.jit
-        {
-            jit.expect(block.state_at, state);
+    /// Compares a region's bytes with the page's, which may have changed. Where they are the same, its blocks are good
+    /// again and its translation expects the page's new state.
+    pub(crate) fn follow_state(&mut self, number: u32, generation: u32, state: u32) {
+        let Some(jit) = &mut self.jit else { return };
+        let region = self.blocks.get(number).region;
+        let Some(blocks) = jit.region(region).map(|region| region.blocks.clone()) else { return };
+        let same = blocks.iter().all(|&(block, first)| {
+            self.blocks.get(block).first == first
+                && self.blocks.refresh(block, &self.cpu.memory, [generation, 0])
+        });
+        if same {
+            jit.expect(region, state);
+        } else {
+            let block = self.blocks.get_mut(number);
+            (block.code, block.region, block.heat) = (0, NO_REGION, 0);
         }
     }
 
@@ -124,6 +147,8 @@ impl Interpreter {
             fs_base: self.cpu.bases[4],
             gs_base: self.cpu.bases[5],
             step: step as *const () as u64,
+            vector: (&raw mut *self.cpu.vector) as u64,
+            x87_area: self.jit.as_mut().map_or(0, Jit::x87_area),
             count: start,
             start,
             ..Context::default()
@@ -147,43 +172,65 @@ impl Interpreter {
             self.cpu.rip = context.rip;
             self.cpu.flags.set_bits(from_frame(context.flags));
             if executed == 0 {
-                self.follow_state(context.rip, regime);
+                self.found_changed(context.rip, regime);
             }
             return None;
         }
+        if why == exit::REFUSED {
+            self.cpu.rip = context.rip;
+            self.cpu.flags.set_bits(from_frame(context.flags));
+            self.interprets_next = true;
+            return None;
+        }
         // Where nothing was left here, the block is complete.
-        let (insn, block, stop) = self.stopped_at.take()?;
-        let (first, count) = (self.blocks.get(block).first, self.blocks.get(block).count);
-        // The block's instructions were counted when it was entered.
-        self.cpu.instructions = self.cpu.instructions.wrapping_sub(u64::from(count));
-        let at = *self.blocks.insn(insn);
-        match self.stopped(&at, u64::from(insn - first), stop) {
+        let (call, stop) = self.stopped_at.take()?;
+        self.cpu.instructions = self.cpu.instructions.wrapping_add_signed(call.pending.into());
+        let first = self.blocks.get(call.block).first;
+        let at = *self.blocks.insn(call.insn);
+        match self.stopped(&at, u64::from(call.insn - first), stop) {
             None if self.steps_alone() => Some(Leave::Boundary),
             leave => leave,
         }
     }
 
-    /// Runs the handler of an instruction in a block that translated code is in.
-    fn step(&mut self, context: &mut Context, insn: u32, number: u32) -> u32 {
-        let block = *self.blocks.get(number);
+    /// A translation left before its first instruction: other marks of its page than those of its code may have changed.
+    fn found_changed(&mut self, rip: u64, regime: Regime) {
+        let Some(number) = self.blocks.recent(rip, regime) else { return };
+        let block = self.blocks.get(number);
+        let marks = self.cpu.memory.marks();
+        let (generation, state) = (marks.generation(block.offset), marks.state(block.offset));
+        if block.code != 0 && self.blocks.is_fresh(block, &self.cpu.memory) {
+            self.follow_state(number, generation, state);
+        }
+    }
+
+    /// Runs the handler that translated code calls.
+    fn step(&mut self, context: &mut Context, number: u32) -> u32 {
+        let Some(jit) = &mut self.jit else { return exit::STOP };
+        jit.count_handler_call();
+        let (call, recipe) = jit.call(number);
         let cpu = &mut self.cpu;
-        cpu.flags.set_bits(from_frame(context.flags));
+        let flags = match recipe {
+            Some(recipe) => recipe.flags(cpu.registers.all_mut()),
+            None => from_frame(context.flags),
+        };
+        cpu.flags.set_bits(flags);
+        let block = *self.blocks.get(call.block);
         (cpu.block_rip, cpu.rip) = (block.rip, block.end);
         cpu.mmu.executing = block.pages;
-        cpu.translated = context.count.wrapping_sub(context.start).wrapping_sub(u64::from(block.count));
-        let at = *self.blocks.insn(insn);
+        let executed = context.count.wrapping_sub(context.start);
+        cpu.translated = executed.wrapping_add_signed(call.pending.into());
+        let at = *self.blocks.insn(call.insn);
         if let Err(stop) = (at.run)(cpu, &at) {
-            self.stopped_at = Some((insn, number, stop));
+            self.stopped_at = Some((call, stop));
             return exit::STOP;
         }
         context.flags = to_frame(cpu.flags.bits());
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
+        context.vector = (&raw mut *cpu.vector) as u64;
         (context.fs_base, context.gs_base) = (cpu.bases[4], cpu.bases[5]);
         (context.rip, context.regime) = (cpu.rip, self.regime());
-        if let Some(jit) = &mut self.jit {
-            jit.count_handler_call();
-        }
-        match insn + 1 == block.first + block.count {
+        match call.insn + 1 == block.first + block.count {
             false => 0,
             true if self.has_more_to_look_at() => exit::STOP,
             true => STEP_DISPATCH,
@@ -192,13 +239,13 @@ impl Interpreter {
 }
 
 /// What translated code calls for an instruction that has no code of its own, or whose operand was not found.
-unsafe extern "sysv64" fn step(context: *mut Context, insn: u32, block: u32) -> u32 {
+unsafe extern "sysv64" fn step(context: *mut Context, call: u32) -> u32 {
     // SAFETY: translated code passes on the context that it was entered with, which nobody else uses meanwhile.
     let context = unsafe { &mut *context };
     // SAFETY: the owner is the interpreter that entered the code and does nothing until it comes back.
     let owner = unsafe { &mut *(context.owner as *mut Interpreter) };
     // A panic must not unwind through translated code: it goes on behind it.
-    match catch_unwind(AssertUnwindSafe(|| owner.step(context, insn, block))) {
+    match catch_unwind(AssertUnwindSafe(|| owner.step(context, call))) {
         Ok(why) => why,
         Err(panic) => {
             owner.panic = Some(panic);

@@ -1,270 +1,287 @@
-//! From a block's instructions to host code.
+//! From a region's instructions to host code.
 //!
-//! An instruction that only computes on general registers is copied: its registers are renamed where they have to be,
-//! its memory operand becomes the host address that an inline probe of the translation cache gives. Branches and the
-//! stack are written out. For everything else, and whenever a probe finds nothing, the instruction's handler is
-//! called: so each instruction has one meaning, the interpreter's, and a fault finds the guest's exact state. To
-//! that end the flags are saved to the frame before anything that may leave.
+//! An instruction that only computes is copied: its registers are renamed where they have to be, its memory operand
+//! becomes the host address that an inline probe of the translation cache gives. Branches and the stack are written
+//! out. For everything else, and whenever a probe finds nothing, the instruction's handler is called: so each
+//! instruction has one meaning, the interpreter's, and a fault finds the guest's exact state.
+//!
+//! Flags are in the frame, and executed instructions in the count, wherever a join is reached or the region is left.
 
+mod edges;
+mod flags;
 mod flow;
+mod operand;
 
-use iced_x86::{
-    Decoder, Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
-    RflagsBits,
-};
+use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
 use super::Source;
-use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RSP, SCRATCH};
-use super::frame::{Stubs, slot};
-use super::native_set::is_copied;
-use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
-
-/// The arithmetic flags, as iced names them.
-const FLAGS: u32 =
-    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+use super::assembler::{ADDRESS, Assembler, Host, Jump, RSP, SCRATCH};
+use super::call::{Call, Calls};
+use super::frame::Stubs;
+use super::native_set::{is_copied, keeps_flags};
+use super::recipe::Recipe;
+use super::region::{FLAGS, Part, Region};
+use super::vectors;
+use crate::mmu::Access;
+use flags::Flags;
 
 /// A finished translation.
 pub struct Translation {
     pub bytes: Vec<u8>,
     /// Displacements that lead to an offset in code memory outside this code.
     pub outward: Vec<(usize, usize)>,
-    /// Exits to a known RIP: where the code of each starts. It may be replaced by a jump.
+    /// Exits to a known RIP in the same page: where the code of each starts. It may be replaced by a jump.
     pub exits: Vec<(u64, usize)>,
+    /// Parts that can be entered, and where.
+    pub entries: Vec<(usize, usize)>,
     /// Where the page's expected state stands.
     pub state_at: usize,
 }
 
-/// Where the guest's flags are.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Flags {
-    /// In the frame alone.
-    Frame,
-    /// In the host's flags alone.
-    Host,
-    /// In both.
-    Both,
+/// What is true at a place in the code.
+#[derive(Clone, Copy)]
+struct At {
+    flags: Flags,
+    /// How the flags in the host's follow from registers, where they do.
+    recipe: Option<Recipe>,
+    /// What the count of instructions lacks, of those before the present block.
+    pending: i32,
 }
 
-/// A probe's way to the handler, and back.
+/// A way to a handler, and back.
 struct Cold {
-    from: Vec<Jump>,
-    insn: u32,
+    from: Jump,
+    call: Call,
     /// Whether the way back needs the flags in the host's.
     load_flags: bool,
-    /// Where it goes on; `None` where the instruction ends the block, and RIP says where to go.
+    /// Where it goes on; `None` where the instruction ends its block, and RIP says where to go.
     resume: Option<usize>,
+    /// RIP of the next instruction, and how many of the block's are executed then.
+    next: u64,
+    executed: usize,
+    /// Instructions to be added to the count first: the handler goes on elsewhere.
+    counts: i32,
 }
 
 struct Translator<'a> {
     a: Assembler,
     source: &'a Source<'a>,
+    region: &'a Region,
+    calls: &'a mut Calls,
     stubs: Stubs,
-    flags: Flags,
+    /// The part that is being translated, and its instruction's number in it.
+    present: usize,
+    number: usize,
+    at: At,
+    /// What a part that is no join finds when it is reached.
+    incoming: Vec<Option<At>>,
+    /// Where the parts start.
+    labels: Vec<Option<usize>>,
+    /// Jumps to parts that have not been translated.
+    waiting: Vec<Vec<Jump>>,
+    /// Ways out of conditional branches, to be written behind the code proper.
+    deferred: Vec<(Jump, u64, usize, At)>,
+    /// Polls that found something: where to go, and RIP.
+    leaving: Vec<(Vec<Jump>, u64)>,
+    /// Calls of vector-state routines that refused, and RIP; the count is right.
+    refused: Vec<(Jump, u64)>,
     cold: Vec<Cold>,
-    /// The jump of a block with more instructions than may run: their count has overflowed.
-    used_up: Option<Jump>,
     outward: Vec<(usize, usize)>,
     exits: Vec<(u64, usize)>,
+    /// Loads of the page's expected state.
+    states: Vec<usize>,
+    /// Vector state that is live throughout.
+    need: u8,
     factory: InstructionInfoFactory,
     encoder: Encoder,
-    /// The instruction's number among all of the vCPU's.
-    insn: u32,
 }
 
 /// The instruction cannot be copied: call its handler.
 struct NotCopied;
 
-/// Translates a block of 64-bit code.
-pub fn translate(source: &Source<'_>, stubs: Stubs, counts_down: bool) -> Translation {
-    let block = source.block;
+/// Translates a region of 64-bit code.
+pub fn translate(source: &Source<'_>, region: &Region, calls: &mut Calls, stubs: Stubs) -> Translation {
+    let parts = region.parts.len();
     let mut translator = Translator {
         a: Assembler::default(),
         source,
+        region,
+        calls,
         stubs,
-        flags: Flags::Frame,
+        present: 0,
+        number: 0,
+        at: At { flags: Flags::Frame, recipe: None, pending: 0 },
+        incoming: vec![None; parts],
+        labels: vec![None; parts],
+        waiting: (0..parts).map(|_| Vec::new()).collect(),
+        deferred: Vec::new(),
+        leaving: Vec::new(),
+        refused: Vec::new(),
         cold: Vec::new(),
-        used_up: None,
         outward: Vec::new(),
         exits: Vec::new(),
+        states: Vec::new(),
+        need: 0,
         factory: InstructionInfoFactory::new(),
         encoder: Encoder::new(64),
-        insn: block.first,
     };
-    let state_at = translator.prologue(counts_down);
-    let options = source.model.decoder_options();
-    let mut decoder = Decoder::with_ip(64, source.bytes, block.rip, options);
-    let mut instruction = Instruction::default();
-    let mut ended = false;
-    for _ in 0..block.count {
-        decoder.decode_out(&mut instruction);
-        ended = translator.instruction(&instruction);
-        translator.insn += 1;
-    }
-    if !ended {
-        translator.save_flags();
-        translator.exit_to(block.end);
-    }
-    translator.cold_paths();
-    Translation { bytes: translator.a.bytes, outward: translator.outward, exits: translator.exits, state_at }
+    translator.need = translator.vector_state();
+    translator.region()
 }
 
 impl Translator<'_> {
-    /// Polls the attention word, compares the page's state, counts the instructions, up to those that may run where
-    /// that matters. Gives where the state stands.
-    fn prologue(&mut self, counts_down: bool) -> usize {
-        let (source, block) = (self.source, self.source.block);
-        self.a.load(SCRATCH, RSP, slot::ATTENTION);
-        // cmp dword [r15], 0
-        self.a.memory(false, &[0x83], 7, SCRATCH, 0);
-        self.a.bytes.push(0);
-        let attention = self.a.jump_if(5);
-        self.a.mov_immediate(SCRATCH, source.state_address);
-        // cmp dword [r15], state
-        self.a.memory(false, &[0x81], 7, SCRATCH, 0);
-        let state_at = self.a.here();
-        self.a.bytes.extend_from_slice(&source.state.to_le_bytes());
-        let stale = self.a.jump_if(5);
-        // add qword [rsp + COUNT], count
-        self.a.memory(true, &[0x81], 0, RSP, slot::COUNT);
-        self.a.bytes.extend_from_slice(&block.count.to_le_bytes());
-        self.used_up = counts_down.then(|| self.a.jump_if(2));
-        // All leave with this block's RIP, which is put behind the code proper.
-        self.cold.push(Cold {
-            from: vec![attention, stale],
-            insn: u32::MAX,
-            load_flags: false,
-            resume: None,
-        });
-        self.exits.push((block.rip, usize::MAX));
-        state_at
+    fn region(mut self) -> Translation {
+        let mut entries = vec![(0, 0)];
+        self.enter(0);
+        for present in 0..self.region.parts.len() {
+            self.part_at(present);
+        }
+        for (jump, rip, from, at) in std::mem::take(&mut self.deferred) {
+            let here = self.a.here();
+            self.a.land(jump, here);
+            (self.present, self.at) = (from, at);
+            self.edge(rip, false);
+        }
+        for present in 1..self.region.parts.len() {
+            if self.region.parts[present].join {
+                entries.push((present, self.a.here()));
+                self.enter(present);
+                let jump = self.a.jump();
+                self.land_at(jump, present);
+            }
+        }
+        self.cold_paths();
+        let state_at = self.place_state();
+        let Self { a, outward, exits, .. } = self;
+        Translation { bytes: a.bytes, outward, exits, entries, state_at }
+    }
+
+    fn part(&self) -> &Part {
+        &self.region.parts[self.present]
+    }
+
+    /// Translates one part.
+    fn part_at(&mut self, present: usize) {
+        self.present = present;
+        let here = self.a.here();
+        self.labels[present] = Some(here);
+        for jump in std::mem::take(&mut self.waiting[present]) {
+            self.a.land(jump, here);
+        }
+        let counted = if self.source.counts_at_entry { -(self.part().block.count as i32) } else { 0 };
+        let fresh = At { flags: Flags::Frame, recipe: None, pending: counted };
+        self.at = self.incoming[present].unwrap_or(fresh);
+        let mut ended = false;
+        let region = self.region;
+        for (number, insn) in region.parts[present].insns.iter().enumerate() {
+            self.number = number;
+            ended = self.instruction(insn);
+        }
+        if !ended {
+            self.number = region.parts[present].insns.len();
+            self.edge(region.parts[present].block.end, true);
+        }
+    }
+
+    /// Whether the present instruction is its block's last.
+    fn is_last(&self) -> bool {
+        self.number + 1 == self.part().insns.len()
     }
 
     /// Emits one instruction. Gives whether it ended the block.
     fn instruction(&mut self, instruction: &Instruction) -> bool {
-        let start = (self.a.here(), self.cold.len(), self.outward.len(), self.exits.len(), self.flags);
+        let start = (self.a.here(), self.at, self.calls.counts().0);
+        let lengths = (self.cold.len(), self.outward.len(), self.exits.len());
         let done = match self.special(instruction) {
             Some(result) => result,
-            None if is_copied(instruction) && self.source.model.allows(instruction.cpuid_features()) => {
-                self.copy(instruction).map(|()| false)
-            }
-            None => Err(NotCopied),
+            None => self.copy(instruction).map(|()| false),
         };
-        done.unwrap_or_else(|NotCopied| {
+        let ended = done.unwrap_or_else(|NotCopied| {
             self.a.bytes.truncate(start.0);
-            self.cold.truncate(start.1);
-            self.outward.truncate(start.2);
-            self.exits.truncate(start.3);
-            self.flags = start.4;
-            self.save_flags();
-            self.call_handler(self.insn);
-            self.flags = Flags::Frame;
-            // A handler that ends the block gives the next RIP itself; behind it there is nothing to run.
-            instruction.flow_control() != FlowControl::Next
-        })
-    }
-
-    /// Saves the flags to the frame, if they are only in the host's. Leaves those as they are.
-    fn save_flags(&mut self) {
-        if self.flags != Flags::Host {
-            return;
+            self.at = start.1;
+            self.calls.truncate(start.2);
+            self.cold.truncate(lengths.0);
+            self.outward.truncate(lengths.1);
+            self.exits.truncate(lengths.2);
+            self.handler(instruction)
+        });
+        if let Some(recipe) = self.at.recipe
+            && !self.region.parts[self.present].facts[self.number].sets_flags
+            && self.region.parts[self.present].facts[self.number].writes & recipe.needs() != 0
+        {
+            self.at.recipe = None;
         }
-        self.a.mov(SCRATCH, RAX);
-        self.a.bytes.push(0x9f); // lahf
-        self.a.memory(false, &[0x88], 4, RSP, slot::FLAGS); // mov [..], ah
-        self.a.memory(false, &[0x0f, 0x90], 0, RSP, slot::FLAGS + 1); // seto [..]
-        self.a.mov(RAX, SCRATCH);
-        self.flags = Flags::Both;
+        ended
     }
 
-    /// Loads them into the host's.
-    fn load_flags(&mut self) {
-        if self.flags != Flags::Frame {
-            return;
+    /// Calls the instruction's handler. Gives whether nothing follows.
+    fn handler(&mut self, instruction: &Instruction) -> bool {
+        let last = self.is_last();
+        self.give_up_flags();
+        if last {
+            self.count_now();
         }
-        self.a.mov(SCRATCH, RAX);
-        self.a.memory(false, &[0x8a], 4, RSP, slot::FLAGS); // mov ah, [..]
-        self.a.memory(false, &[0x8a], 0, RSP, slot::FLAGS + 1); // mov al, [..]
-        self.a.bytes.extend_from_slice(&[0x04, 0x7f]); // add al, 0x7f: OF
-        self.a.bytes.push(0x9e); // sahf
-        self.a.mov(RAX, SCRATCH);
-        self.flags = Flags::Both;
+        let call = self.call();
+        self.call_handler(call);
+        self.at.flags = Flags::Frame;
+        self.at.recipe = None;
+        if last {
+            // The handler gives the next RIP itself.
+            return true;
+        }
+        debug_assert!(instruction.flow_control() == FlowControl::Next, "a branch ends its block");
+        self.revive(instruction.next_ip(), self.number + 1);
+        false
     }
 
-    /// Goes on at a known RIP. The flags are saved.
-    fn exit_to(&mut self, rip: u64) {
-        self.exits.push((rip, self.a.here()));
-        self.a.mov_immediate(ADDRESS, rip);
-        self.outward_jump(self.stubs.dispatch);
+    /// The present instruction's handler, in the present state.
+    fn call(&self) -> Call {
+        let part = self.part();
+        let recipe = match self.at.flags {
+            Flags::Recipe(number) => number,
+            _ => 0,
+        };
+        Call {
+            insn: part.block.first + self.number as u32,
+            block: part.number,
+            recipe,
+            pending: self.at.pending,
+        }
     }
 
-    fn outward_jump(&mut self, to: usize) {
-        let jump = self.a.jump();
-        self.outward.push((Assembler::at(jump), to));
+    fn call_handler(&mut self, call: Call) {
+        let number = self.calls.add(call);
+        self.a.mov_immediate(ADDRESS, u64::from(number));
+        self.call_out(self.stubs.step);
     }
 
-    fn call_handler(&mut self, insn: u32) {
-        self.a.mov_immediate(ADDRESS, u64::from(insn));
-        self.a.mov_immediate(SCRATCH, u64::from(self.source.number));
+    fn call_out(&mut self, to: usize) {
         let call = self.a.call();
-        self.outward.push((Assembler::at(call), self.stubs.step));
-    }
-
-    /// Turns the linear address in [`ADDRESS`] into the host's. Clobbers the host's flags and [`SCRATCH`]. The jumps
-    /// that it gives are taken where the translation cache has no answer.
-    fn probe(&mut self, access: Access, size: u32) -> Jump {
-        let tag = if access == Access::Write { ENTRY_WRITE } else { ENTRY_READ };
-        self.a.mov(SCRATCH, ADDRESS);
-        self.a.shift(5, SCRATCH, 7);
-        self.a.alu_immediate(false, 4, SCRATCH, 0x3ff << 5);
-        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::TLB);
-        self.a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
-        self.a.alu_immediate(true, 7, ADDRESS, 4096 - size as i32);
-        let miss = self.a.jump_if(7);
-        self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
-        self.a.memory(true, &[0x03], ADDRESS, RSP, slot::RAM);
-        miss
-    }
-
-    /// Remembers that a miss goes to the handler of the present instruction, and on from here.
-    fn resume_here(&mut self, miss: Jump) {
-        let resume = Some(self.a.here());
-        let load_flags = self.flags != Flags::Frame;
-        self.cold.push(Cold { from: vec![miss], insn: self.insn, load_flags, resume });
-    }
-
-    /// The same, where the instruction ends the block.
-    fn no_resume(&mut self, miss: Jump) {
-        self.cold.push(Cold { from: vec![miss], insn: self.insn, load_flags: false, resume: None });
-    }
-
-    /// The host register that holds a guest's: its own, or `scratch`, loaded from the frame.
-    fn guest(&mut self, number: u8, scratch: Host) -> Host {
-        match home(number) {
-            Home::Host(host) => host,
-            Home::Frame(at) => {
-                self.a.load(scratch, RSP, at);
-                scratch
-            }
-        }
+        self.outward.push((Assembler::at(call), to));
     }
 
     /// Copies an instruction that only computes.
     fn copy(&mut self, i: &Instruction) -> Result<(), NotCopied> {
+        let vector = self.vector_use(i)?;
         let info = self.factory.info(i);
         let accesses: Vec<OpAccess> = (0..i.op_count()).map(|n| info.op_access(n)).collect();
         let memory = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
         let mut copy = *i;
-        let mut miss = None;
+        let mut misses = Vec::new();
+        let mut call = self.call();
         if let Some(n) = memory.filter(|_| i.mnemonic() != Mnemonic::Lea) {
             let writes = !matches!(accesses[n as usize], OpAccess::Read | OpAccess::CondRead);
-            self.save_flags();
+            self.give_up_flags();
+            call = self.call();
             self.effective_address(i, true)?;
+            if let Some(alignment) = vector.map(|v| v.alignment).filter(|&a| a > 1) {
+                misses.push(self.misaligned(alignment));
+            }
             let access = if writes { Access::Write } else { Access::Read };
-            miss = Some(self.probe(access, i.memory_size().size() as u32));
-            self.flags = Flags::Frame;
+            misses.push(self.probe(access, i.memory_size().size() as u32));
         }
         let modified = i.rflags_modified() & FLAGS;
-        if i.rflags_read() & FLAGS != 0 || modified != 0 && (modified != FLAGS || by_count(i)) {
+        if i.rflags_read() & FLAGS != 0 || modified != 0 && (modified != FLAGS || keeps_flags(i)) {
             self.load_flags();
         }
         let mut free = if memory.is_some() { vec![SCRATCH] } else { vec![SCRATCH, ADDRESS] };
@@ -273,7 +290,7 @@ impl Translator<'_> {
         }
         let mut spilled: Vec<(i32, Host)> = Vec::new();
         for n in 0..i.op_count() {
-            if i.op_kind(n) == OpKind::Register {
+            if i.op_kind(n) == OpKind::Register && i.op_register(n).is_gpr() {
                 let register = self.rename(i.op_register(n), &mut free, &mut spilled)?;
                 copy.set_op_register(n, register);
             }
@@ -282,7 +299,7 @@ impl Translator<'_> {
             self.finish_lea(i, &copy);
         } else {
             if memory.is_some() {
-                set_memory(&mut copy);
+                operand::set_memory(&mut copy);
             }
             self.encode(&copy)?;
         }
@@ -292,46 +309,37 @@ impl Translator<'_> {
                 writes(n as usize)
                     && copy.op_kind(n) == OpKind::Register
                     && copy.op_register(n).full_register().number() as u8 == host
+                    && copy.op_register(n).is_gpr()
             });
             if written {
                 self.a.store(host, RSP, at);
             }
         }
+        if vector.is_some_and(|used| used.is_pointed_to) {
+            self.a.mov_immediate(SCRATCH, i.ip());
+            self.a.store(SCRATCH, RSP, crate::jit::frame::slot::X87_RIP);
+        }
         if modified != 0 {
-            self.flags = Flags::Host;
+            self.at.flags = Flags::Host;
+            self.at.recipe = flags::recipe(i);
         }
-        if let Some(miss) = miss {
-            self.resume_here(miss);
-        }
+        misses.into_iter().for_each(|from| self.resume_here(from, call, i));
         Ok(())
     }
 
-    /// A register operand's host register. Those that live in the frame are loaded into a free scratch register.
-    fn rename(
-        &mut self,
-        register: Register,
-        free: &mut Vec<Host>,
-        spilled: &mut Vec<(i32, Host)>,
-    ) -> Result<Register, NotCopied> {
-        if !register.is_gpr() {
-            return Err(NotCopied);
+    /// The vector state that the region's instructions need.
+    fn vector_state(&self) -> u8 {
+        let insns = self.region.parts.iter().flat_map(|part| &part.insns);
+        insns.filter_map(|i| self.vector_use(i).ok().flatten()).fold(0, |need, used| need | used.need)
+    }
+
+    /// How an instruction uses vector or x87 state: `None` where it has only general operands.
+    fn vector_use(&self, i: &Instruction) -> Result<Option<vectors::Use>, NotCopied> {
+        if is_copied(i) {
+            let allowed = self.source.model.allows(i.cpuid_features());
+            return if allowed { Ok(None) } else { Err(NotCopied) };
         }
-        if matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) {
-            return Ok(register);
-        }
-        let host = match home(crate::decode::number(register)) {
-            Home::Host(host) => host,
-            Home::Frame(at) => match spilled.iter().find(|(slot, _)| *slot == at) {
-                Some(&(_, host)) => host,
-                None => {
-                    let host = free.pop().ok_or(NotCopied)?;
-                    self.a.load(host, RSP, at);
-                    spilled.push((at, host));
-                    host
-                }
-            },
-        };
-        Ok(sized(host, register.size()))
+        (self.source.vector_use)(i).map(Some).ok_or(NotCopied)
     }
 
     fn encode(&mut self, instruction: &Instruction) -> Result<(), NotCopied> {
@@ -341,131 +349,24 @@ impl Translator<'_> {
         result.map(|_| ()).map_err(|_| NotCopied)
     }
 
-    /// Puts a memory operand's address into [`ADDRESS`]: linear, or without the segment's base for LEA. Leaves the
-    /// host's flags as they are unless a segment's base is added.
-    fn effective_address(&mut self, i: &Instruction, linear: bool) -> Result<(), NotCopied> {
-        let (base, index) = (i.memory_base(), i.memory_index());
-        if base.is_segment_register() || index.is_vector_register() {
-            return Err(NotCopied);
+    /// Remembers that a jump goes to the handler of the present instruction, as `call` says, and on from here. Where the
+    /// instruction is its block's last, the handler's caller finds the next block.
+    fn resume_here(&mut self, from: Jump, mut call: Call, i: &Instruction) {
+        let load_flags = matches!(self.at.flags, Flags::Host | Flags::Both);
+        let (mut resume, mut counts) = (Some(self.a.here()), 0);
+        if self.is_last() {
+            let count = self.part().block.count as i32;
+            counts = call.pending + count;
+            (call.pending, resume) = (-count, None);
         }
-        let narrow = [base, index].iter().any(|r| r.is_gpr32()) || base == Register::EIP;
-        let displacement = i.memory_displacement64();
-        let absolute = matches!(base, Register::None | Register::RIP | Register::EIP);
-        if absolute && index == Register::None {
-            let address = if narrow { displacement & 0xffff_ffff } else { displacement };
-            self.a.mov_immediate(ADDRESS, address);
-        } else {
-            let disp = i32::try_from(displacement as i64).or(if narrow {
-                Ok(displacement as u32 as i32)
-            } else {
-                Err(NotCopied)
-            })?;
-            let base = match base {
-                Register::None => None,
-                base if base.is_gpr64() || base.is_gpr32() => Some(self.guest(base.number() as u8, ADDRESS)),
-                _ => return Err(NotCopied),
-            };
-            let index = match index {
-                Register::None => None,
-                index => {
-                    let host = self.guest(index.number() as u8, SCRATCH);
-                    Some((host, i.memory_index_scale().trailing_zeros() as u8))
-                }
-            };
-            self.a.lea(!narrow, ADDRESS, base, index, disp);
-        }
-        match i.memory_segment() {
-            Register::FS if linear => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::FS_BASE),
-            Register::GS if linear => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::GS_BASE),
-            _ => {}
-        }
-        Ok(())
+        let (next, executed) = (i.next_ip(), self.number + 1);
+        self.cold.push(Cold { from, call, load_flags, resume, next, executed, counts });
     }
 
-    /// LEA: its result is in [`ADDRESS`].
-    fn finish_lea(&mut self, i: &Instruction, copy: &Instruction) {
-        let to = copy.op_register(0).full_register().number() as u8;
-        match i.op_register(0).size() {
-            2 => {
-                self.a.bytes.push(0x66);
-                self.a.registers(false, &[0x8b], to, ADDRESS);
-            }
-            4 => self.a.registers(false, &[0x8b], to, ADDRESS),
-            _ => self.a.mov(to, ADDRESS),
-        }
+    /// The same, where the instruction is a branch.
+    fn no_resume(&mut self, from: Jump) {
+        let call = self.call();
+        debug_assert!(call.pending == -(self.part().block.count as i32), "the count is complete");
+        self.cold.push(Cold { from, call, load_flags: false, resume: None, next: 0, executed: 0, counts: 0 });
     }
-
-    /// What is seldom run, behind the code that is run often.
-    fn cold_paths(&mut self) {
-        for cold in std::mem::take(&mut self.cold) {
-            if let Some(used_up) = self.used_up.take() {
-                let here = self.a.here();
-                self.a.land(used_up, here);
-                // sub qword [rsp + COUNT], count
-                self.a.memory(true, &[0x81], 5, RSP, slot::COUNT);
-                self.a.bytes.extend_from_slice(&self.source.block.count.to_le_bytes());
-            }
-            let here = self.a.here();
-            cold.from.iter().for_each(|&jump| self.a.land(jump, here));
-            if cold.insn == u32::MAX {
-                // The prologue's: leave, with this block's RIP.
-                let (rip, _) = self.exits.remove(0);
-                self.a.mov_immediate(ADDRESS, rip);
-                self.outward_jump(self.stubs.leave);
-                continue;
-            }
-            self.call_handler(cold.insn);
-            if cold.load_flags {
-                self.flags = Flags::Frame;
-                self.load_flags();
-            }
-            if let Some(resume) = cold.resume {
-                let back = self.a.jump();
-                self.a.land(back, resume);
-            }
-        }
-    }
-}
-
-/// Where a guest register lives.
-enum Home {
-    Host(Host),
-    Frame(i32),
-}
-
-fn home(number: u8) -> Home {
-    match number {
-        4 => Home::Host(GUEST_RSP),
-        13..=15 => Home::Frame(slot::R13 + i32::from(number - 13) * 8),
-        other => Home::Host(other),
-    }
-}
-
-/// The host register of a number and a size in bytes.
-fn sized(host: Host, size: usize) -> Register {
-    let first = match size {
-        1 if host < 4 => return Register::AL + u32::from(host),
-        1 if host < 8 => return Register::SPL + u32::from(host - 4),
-        1 => return Register::R8L + u32::from(host - 8),
-        2 => Register::AX,
-        4 => Register::EAX,
-        _ => Register::RAX,
-    };
-    first + u32::from(host)
-}
-
-/// The memory operand becomes `[ADDRESS]`.
-fn set_memory(copy: &mut Instruction) {
-    copy.set_segment_prefix(Register::None);
-    copy.set_memory_base(Register::R14);
-    copy.set_memory_index(Register::None);
-    copy.set_memory_index_scale(1);
-    copy.set_memory_displacement64(0);
-    copy.set_memory_displ_size(0);
-}
-
-/// Shifts whose count may be zero, which leaves the flags alone.
-fn by_count(i: &Instruction) -> bool {
-    use Mnemonic::*;
-    matches!(i.mnemonic(), Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd)
 }

@@ -190,6 +190,11 @@ impl NativeUnit {
         Ok(insn)
     }
 
+    /// What [`NativeUnit::prepare`] gave for an instruction, if it is still good.
+    pub fn known(&self, instruction: &Instruction) -> Option<NativeInsn> {
+        self.stubs.get(&canonical(instruction)).copied()
+    }
+
     fn push(&mut self, code: &[u8]) -> Result<u32, Unsupported> {
         if let Some(offset) = self.code.push(code) {
             return Ok(offset);

@@ -101,6 +101,11 @@ impl Component {
 }
 
 impl VectorRegisters {
+    /// Where the x87 image and MXCSR lie, in bytes, for translated code.
+    pub(crate) const X87_OFFSET: usize = std::mem::offset_of!(Self, x87);
+    /// The same of MXCSR.
+    pub(crate) const MXCSR_OFFSET: usize = std::mem::offset_of!(Self, mxcsr);
+
     /// Every component in its initial configuration: the state after FNINIT with MXCSR at its default.
     pub fn reset() -> Self {
         let mut state = Self {

@@ -129,9 +129,13 @@ fn translated_programs_do_what_interpreted_ones_do() {
     let forms = Forms::new();
     // One program in 1000 brings new machines, which translate at once or what is run again.
     let both = |seed: u64| {
-        let hot = (seed / 1000 % 2) as u32;
-        let settings = Settings { code_bytes: 1 << 20, hot, ..Settings::default() };
-        let machines = [Machine::new(None), Machine::new(Some(settings))];
+        let (hot, regions) = ((seed / 1000 % 2) as u32, seed / 2000 % 2 == 1);
+        let region = if regions { Settings::default().region } else { 1 };
+        let settings = Settings { code_bytes: 1 << 20, hot, region, ..Settings::default() };
+        let mut machines = [Machine::new(None), Machine::new(Some(settings))];
+        if regions {
+            machines = machines.map(Machine::quiet);
+        }
         let attentions = machines.iter().map(|m| m.attention.clone()).collect();
         (machines, Disturbance::new(attentions))
     };

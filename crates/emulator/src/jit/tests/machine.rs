@@ -1,7 +1,7 @@
 //! The machine that random programs run on: a window of pages of every kind, and handlers that halt.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use engine::{Attention, Bus, Signals, Space, VcpuState, VmExit};
 use x86::{Cr4, Flags, Segment, SegmentRegister};
@@ -42,11 +42,13 @@ struct Device {
     attention: Arc<Attention>,
     interrupts: Arc<testing::MockInterrupts>,
     accesses: AtomicU64,
+    is_quiet: AtomicBool,
 }
 
 impl Device {
     fn accessed(&self) {
-        if self.accesses.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
+        let third = self.accesses.fetch_add(1, Ordering::Relaxed).is_multiple_of(3);
+        if third && !self.is_quiet.load(Ordering::Relaxed) {
             *self.interrupts.pending.lock().unwrap() = Some(VECTOR);
             self.attention.raise(Signals::INTERRUPT);
         }
@@ -108,6 +110,12 @@ impl Start {
 }
 
 impl Machine {
+    /// The device raises no interrupts: a region takes them later than a block.
+    pub fn quiet(self) -> Self {
+        self.device.is_quiet.store(true, Ordering::Relaxed);
+        self
+    }
+
     pub fn new(jit: Option<Settings>) -> Self {
         let mut cpu = testing::long();
         cpu.cr4 |= Cr4::FSGSBASE | Cr4::OSFXSR | Cr4::OSXMMEXCPT;
@@ -125,6 +133,7 @@ impl Machine {
             attention: attention.clone(),
             interrupts: interrupts.clone(),
             accesses: AtomicU64::new(0),
+            is_quiet: AtomicBool::new(false),
         });
         (cpu.wires.interrupts, cpu.wires.bus) = (interrupts.clone(), device.clone());
         let kernel = cpu.state();

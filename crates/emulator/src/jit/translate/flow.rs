@@ -2,7 +2,8 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Flags, Home, NotCopied, Translator, home};
+use super::operand::{Home, home};
+use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Jump, RSP, SCRATCH};
 use crate::jit::frame::slot;
 use crate::mmu::Access;
@@ -17,30 +18,32 @@ impl Translator<'_> {
         Some(match i.mnemonic() {
             Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => Ok(false),
             Mnemonic::Jmp if i.op_kind(0) == OpKind::NearBranch64 => {
-                self.save_flags();
-                self.exit_to(i.near_branch_target());
+                self.edge(i.near_branch_target(), true);
                 Ok(true)
             }
             _ if i.is_jcc_short_or_near() && i.op_kind(0) == OpKind::NearBranch64 => {
-                self.conditional_jump(i);
+                self.conditional_jump(i, condition_number(i));
                 Ok(true)
             }
             Mnemonic::Call if i.op_kind(0) == OpKind::NearBranch64 => {
+                self.begin_branch();
                 self.push_next(i);
                 self.exit_to(i.near_branch_target());
                 Ok(true)
             }
             Mnemonic::Call if register(0).is_some_and(|r| r.is_gpr64()) => {
-                self.call_register(register(0)?);
+                self.begin_branch();
+                self.target_in(register(0)?);
                 self.push_next(i);
                 self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.outward_jump(self.stubs.dispatch);
+                self.dispatch();
                 Ok(true)
             }
             Mnemonic::Jmp if register(0).is_some_and(|r| r.is_gpr64()) => {
-                self.call_register(register(0)?);
+                self.begin_branch();
+                self.target_in(register(0)?);
                 self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.outward_jump(self.stubs.dispatch);
+                self.dispatch();
                 Ok(true)
             }
             _ if (i.is_call_near_indirect() || i.is_jmp_near_indirect()) && i.memory_size().size() == 8 => {
@@ -56,25 +59,23 @@ impl Translator<'_> {
             Mnemonic::Pop
                 if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) =>
             {
-                self.pop(register(0)?);
+                self.pop(i, register(0)?);
                 Ok(false)
             }
             _ => return None,
         })
     }
 
-    fn conditional_jump(&mut self, i: &Instruction) {
-        self.load_flags();
+    /// Flags and count to the frame: nothing is left to do behind the branch.
+    fn begin_branch(&mut self) {
         self.save_flags();
-        let taken = self.a.jump_if(condition_number(i));
-        self.exit_to(i.next_ip());
-        let here = self.a.here();
-        self.a.land(taken, here);
-        self.exit_to(i.near_branch_target());
+        self.count_now();
+        self.lose_flags();
     }
 
     fn push(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
-        self.save_flags();
+        self.give_up_flags();
+        let call = self.call();
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
         let miss = self.probe(Access::Write, 8);
         match i.op_kind(0) {
@@ -89,13 +90,13 @@ impl Translator<'_> {
             _ => return Err(NotCopied),
         }
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
-        self.flags = Flags::Frame;
-        self.resume_here(miss);
+        self.resume_here(miss, call, i);
         Ok(false)
     }
 
-    fn pop(&mut self, register: Register) {
-        self.save_flags();
+    fn pop(&mut self, i: &Instruction, register: Register) {
+        self.give_up_flags();
+        let call = self.call();
         self.a.mov(ADDRESS, GUEST_RSP);
         let miss = self.probe(Access::Read, 8);
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8);
@@ -106,36 +107,31 @@ impl Translator<'_> {
                 self.a.store(SCRATCH, RSP, at);
             }
         }
-        self.flags = Flags::Frame;
-        self.resume_here(miss);
+        self.resume_here(miss, call, i);
     }
 
     /// Pushes the address of the next instruction.
     fn push_next(&mut self, i: &Instruction) {
-        self.save_flags();
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
         let miss = self.probe(Access::Write, 8);
         self.no_resume(miss);
         self.a.mov_immediate(SCRATCH, i.next_ip());
         self.a.store(SCRATCH, ADDRESS, 0);
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
-        self.flags = Flags::Frame;
     }
 
     /// Checks an indirect branch's target and puts it into the spare slot.
-    fn call_register(&mut self, register: Register) {
-        self.save_flags();
+    fn target_in(&mut self, register: Register) {
         let target = self.guest(register.number() as u8, ADDRESS);
         self.a.mov(ADDRESS, target);
         self.a.store(ADDRESS, RSP, slot::SPARE);
         let bad = self.not_canonical();
         self.no_resume(bad);
-        self.flags = Flags::Frame;
     }
 
     /// CALL and JMP to an address in memory.
     fn branch_through_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
-        self.save_flags();
+        self.begin_branch();
         self.effective_address(i, true)?;
         let miss = self.probe(Access::Read, 8);
         self.no_resume(miss);
@@ -143,12 +139,11 @@ impl Translator<'_> {
         self.a.store(ADDRESS, RSP, slot::SPARE);
         let bad = self.not_canonical();
         self.no_resume(bad);
-        self.flags = Flags::Frame;
         if i.is_call_near_indirect() {
             self.push_next(i);
         }
         self.a.load(ADDRESS, RSP, slot::SPARE);
-        self.outward_jump(self.stubs.dispatch);
+        self.dispatch();
         Ok(true)
     }
 
@@ -162,7 +157,7 @@ impl Translator<'_> {
     }
 
     fn ret(&mut self, i: &Instruction) {
-        self.save_flags();
+        self.begin_branch();
         self.a.mov(ADDRESS, GUEST_RSP);
         let miss = self.probe(Access::Read, 8);
         self.no_resume(miss);
@@ -171,8 +166,7 @@ impl Translator<'_> {
         self.no_resume(bad);
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released);
-        self.flags = Flags::Frame;
-        self.outward_jump(self.stubs.dispatch);
+        self.dispatch();
     }
 }
 

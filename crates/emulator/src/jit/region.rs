@@ -1,0 +1,174 @@
+//! What is translated together: blocks of one page that lead to each other by direct branches.
+//!
+//! A region is entered at its root and at its joins, the blocks that more than one edge leads to. Every other block
+//! follows the one block that leads to it, and finds flags, counts and registers as that left them.
+
+use std::collections::HashMap;
+
+use guest_memory::GuestMemory;
+use iced_x86::{
+    Decoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
+};
+
+use crate::block::{Block, Blocks};
+use crate::cpuid::CpuModel;
+use crate::mmu::NO_PAGE;
+use crate::mode::Mode;
+
+/// Instructions in a region, at most (the root's may be more).
+const MOST_INSNS: usize = 400;
+
+/// The arithmetic flags, as iced names them.
+pub const FLAGS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// What the translation of earlier instructions wants to know of one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Facts {
+    /// It needs the flags: it reads some, or leaves some as they are.
+    pub needs_flags: bool,
+    /// It overwrites all flags, and reads none.
+    pub sets_flags: bool,
+    /// It may go to its handler, which needs the guest's exact state.
+    pub may_leave: bool,
+    /// General registers that it writes, by number.
+    pub writes: u16,
+}
+
+/// One block of a region.
+pub struct Part {
+    /// The block's number.
+    pub number: u32,
+    /// The block.
+    pub block: Block,
+    /// Its instructions.
+    pub insns: Vec<Instruction>,
+    /// What there is to know of each.
+    pub facts: Vec<Facts>,
+    /// Where it goes on by direct branches and by falling through.
+    pub successors: Vec<u64>,
+    /// Whether more than one edge leads here, one from outside among them where it is the root.
+    pub join: bool,
+}
+
+/// Blocks that are translated together, in the order of their code.
+pub struct Region {
+    /// The root comes first.
+    pub parts: Vec<Part>,
+    /// The parts by RIP.
+    pub index: HashMap<u64, usize>,
+}
+
+impl Region {
+    /// The region around a block: what is decoded of its page, has not changed, has no translation yet, and is led to
+    /// by direct branches. At most `most` blocks.
+    pub fn around(
+        root: u32,
+        mode: Mode,
+        (blocks, memory, model): (&Blocks, &GuestMemory, &CpuModel),
+        copies: &dyn Fn(&Instruction) -> bool,
+        most: usize,
+    ) -> Self {
+        let mut region = Self { parts: Vec::new(), index: HashMap::new() };
+        let mut factory = InstructionInfoFactory::new();
+        let page = blocks.get(root).offset & !0xfff;
+        let base = blocks.get(root).rip & !0xfff;
+        let (mut waiting, mut insns) = (vec![root], 0);
+        while let Some(number) = waiting.pop() {
+            let block = *blocks.get(number);
+            let fits = region.parts.is_empty() || insns + block.count as usize <= MOST_INSNS;
+            if region.index.contains_key(&block.rip) || region.parts.len() >= most.max(1) || !fits {
+                continue;
+            }
+            let part = Part::new(number, block, blocks.bytes(&block), model, (&mut factory, copies));
+            insns += part.insns.len();
+            // The last that is pushed comes next: the one that it falls through to.
+            for &rip in part.successors.iter().filter(|&&rip| rip & !0xfff == base) {
+                let found = blocks.find(page | rip & 0xfff, rip, mode).filter(|&number| {
+                    let block = blocks.get(number);
+                    block.code == 0 && block.pages[1] == NO_PAGE && blocks.is_fresh(block, memory)
+                });
+                waiting.extend(found);
+            }
+            region.index.insert(block.rip, region.parts.len());
+            region.parts.push(part);
+        }
+        region.find_joins(most);
+        region
+    }
+
+    fn find_joins(&mut self, most: usize) {
+        if most < 2 {
+            // Alone, without edges of its own.
+            self.index.clear();
+            return;
+        }
+        let mut edges = vec![0; self.parts.len()];
+        edges[0] = 1;
+        for rip in self.parts.iter().flat_map(|part| &part.successors) {
+            if let Some(&to) = self.index.get(rip) {
+                edges[to] += 1;
+            }
+        }
+        for (part, edges) in self.parts.iter_mut().zip(edges) {
+            part.join = edges > 1;
+        }
+    }
+}
+
+impl Part {
+    fn new(
+        number: u32,
+        block: Block,
+        bytes: &[u8],
+        model: &CpuModel,
+        (factory, copies): (&mut InstructionInfoFactory, &dyn Fn(&Instruction) -> bool),
+    ) -> Self {
+        let mut decoder = Decoder::with_ip(64, bytes, block.rip, model.decoder_options());
+        let insns: Vec<_> = (0..block.count).map(|_| decoder.decode()).collect();
+        let facts = insns.iter().map(|insn| Facts::of(insn, factory, copies)).collect();
+        let successors = insns.last().map(|last| successors(last, block.end)).unwrap_or_default();
+        Self { number, block, insns, facts, successors, join: false }
+    }
+}
+
+impl Facts {
+    fn of(
+        insn: &Instruction,
+        factory: &mut InstructionInfoFactory,
+        copies: &dyn Fn(&Instruction) -> bool,
+    ) -> Self {
+        let info = factory.info(insn);
+        let written = |access| {
+            !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+        };
+        let mut writes = 0;
+        for used in info.used_registers() {
+            let register: Register = used.register();
+            if written(used.access()) && register.is_gpr() {
+                writes |= 1 << register.full_register().number();
+            }
+        }
+        let modified = insn.rflags_modified() & FLAGS;
+        let partial = modified != 0 && (modified != FLAGS || super::native_set::keeps_flags(insn));
+        Self {
+            needs_flags: insn.rflags_read() & FLAGS != 0 || partial,
+            sets_flags: modified == FLAGS && !partial,
+            may_leave: !info.used_memory().is_empty() || !copies(insn),
+            writes,
+        }
+    }
+}
+
+/// Where an instruction at a block's end leads by itself.
+fn successors(last: &Instruction, end: u64) -> Vec<u64> {
+    let direct = last.op_kind(0) == OpKind::NearBranch64;
+    match last.flow_control() {
+        FlowControl::Next => vec![end],
+        FlowControl::UnconditionalBranch if direct => vec![last.near_branch_target()],
+        FlowControl::ConditionalBranch if direct && last.is_jcc_short_or_near() => {
+            vec![last.near_branch_target(), end]
+        }
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,271 @@
+//! Between the parts of a region: entries, joins, exits, and the ways to handlers and back.
+
+use iced_x86::Instruction;
+
+use super::{At, Cold, Flags, Translator};
+use crate::jit::assembler::{ADDRESS, Assembler, Jump, RSP, SCRATCH};
+use crate::jit::frame::{RECENT_CODE, RECENT_REGIME, RECENT_SHIFT, slot};
+use crate::jit::vectors::{FULL, SSE, X87};
+
+impl Translator<'_> {
+    /// Where an entry begins: looks whether anything has come up, and makes vector state live.
+    pub(super) fn enter(&mut self, part: usize) {
+        let (rip, count) = (self.region.parts[part].block.rip, self.region.parts[part].block.count);
+        let mut leaving = self.poll();
+        for (bit, routine) in self.routines() {
+            self.a.memory(false, &[0xf6], 0, RSP, slot::LIVE); // test byte [live], bit
+            self.a.bytes.push(bit);
+            let live = self.a.jump_if(5);
+            self.call_out(routine);
+            self.refused.push((self.a.jump_if(2), rip));
+            let here = self.a.here();
+            self.a.land(live, here);
+        }
+        if self.source.counts_at_entry {
+            self.add_count(count as i32);
+            // More than may run.
+            let enough = self.a.jump_if(3);
+            self.add_count(-(count as i32));
+            leaving.push(self.a.jump());
+            let here = self.a.here();
+            self.a.land(enough, here);
+        }
+        self.leaving.push((leaving, rip));
+    }
+
+    /// The routines that make vector state live, and what they are for.
+    fn routines(&self) -> Vec<(u8, usize)> {
+        let routines = self.stubs.vectors;
+        let sse = self.need & (SSE | FULL) == SSE;
+        [
+            (SSE, routines.load_sse, sse),
+            (FULL, routines.load_full, self.need & FULL != 0),
+            (X87, routines.load_x87, self.need & X87 != 0),
+        ]
+        .into_iter()
+        .filter_map(|(bit, routine, needed)| needed.then_some((bit, routine)))
+        .collect()
+    }
+
+    /// After a handler: vector state is where Rust code found it. What comes next is the block's instruction `executed`,
+    /// at `rip`.
+    pub(super) fn revive(&mut self, rip: u64, executed: usize) {
+        let missing = self.at.pending + executed as i32;
+        for (_, routine) in self.routines() {
+            self.call_out(routine);
+            let good = self.a.jump_if(3);
+            self.add_count(missing);
+            self.refused.push((self.a.jump(), rip));
+            let here = self.a.here();
+            self.a.land(good, here);
+        }
+    }
+
+    /// Compares the attention word with zero and the page's state with the expected one. The jumps are taken where there
+    /// is something to look at.
+    fn poll(&mut self) -> Vec<Jump> {
+        self.a.load(SCRATCH, RSP, slot::ATTENTION);
+        // cmp dword [r15], 0
+        self.a.memory(false, &[0x83], 7, SCRATCH, 0);
+        self.a.bytes.push(0);
+        let attention = self.a.jump_if(5);
+        self.a.mov_immediate(SCRATCH, self.source.state_address);
+        // mov r14d, [rip + state]; cmp [r15], r14d
+        self.a.bytes.extend_from_slice(&[0x44, 0x8b, 0x35, 0, 0, 0, 0]);
+        self.states.push(self.a.here() - 4);
+        self.a.memory(false, &[0x39], ADDRESS, SCRATCH, 0);
+        vec![attention, self.a.jump_if(5)]
+    }
+
+    /// `add qword [count], instructions`. Overwrites the host's flags.
+    fn add_count(&mut self, instructions: i32) {
+        if let Ok(short) = i8::try_from(instructions) {
+            self.a.memory(true, &[0x83], 0, RSP, slot::COUNT);
+            self.a.bytes.push(short as u8);
+        } else {
+            self.a.memory(true, &[0x81], 0, RSP, slot::COUNT);
+            self.a.bytes.extend_from_slice(&instructions.to_le_bytes());
+        }
+    }
+
+    /// Completes the count with the present block's instructions. The flags are in the frame, or a recipe.
+    pub(super) fn count_now(&mut self) {
+        let count = self.part().block.count as i32;
+        if self.at.pending + count != 0 {
+            self.lose_flags();
+            self.add_count(self.at.pending + count);
+        }
+        self.at.pending = -count;
+    }
+
+    /// Goes on at a known RIP. `falls`: nothing of this part follows in the code.
+    pub(super) fn edge(&mut self, rip: u64, falls: bool) {
+        let Some(&to) = self.region.index.get(&rip) else {
+            self.save_flags();
+            self.count_now();
+            return self.exit_to(rip);
+        };
+        if !self.region.parts[to].join {
+            let at = self.leaving_part();
+            self.incoming[to] = Some(at);
+            if !(falls && to == self.present + 1) {
+                let jump = self.a.jump();
+                self.land_at(jump, to);
+            }
+            return;
+        }
+        self.save_flags();
+        self.count_now();
+        if to <= self.present {
+            let leaving = self.poll();
+            self.leaving.push((leaving, rip));
+        }
+        if !(falls && to == self.present + 1) {
+            let jump = self.a.jump();
+            self.land_at(jump, to);
+        }
+    }
+
+    /// The state as the next block finds it where it follows this one alone.
+    pub(super) fn leaving_part(&self) -> At {
+        At { pending: self.at.pending + self.part().block.count as i32, ..self.at }
+    }
+
+    /// Makes a jump lead to a part.
+    pub(super) fn land_at(&mut self, jump: Jump, part: usize) {
+        match self.labels[part] {
+            Some(label) => self.a.land(jump, label),
+            None => self.waiting[part].push(jump),
+        }
+    }
+
+    /// Leaves the region for a known RIP. Flags and count are in the frame.
+    pub(super) fn exit_to(&mut self, rip: u64) {
+        if (rip ^ self.region.parts[0].block.rip) >> 12 == 0 {
+            self.exits.push((rip, self.a.here()));
+            self.a.mov_immediate(ADDRESS, rip);
+            return self.outward_jump(self.stubs.dispatch);
+        }
+        // The dispatch, with the entry's address known.
+        self.a.mov_immediate(ADDRESS, rip);
+        self.a.mov_immediate(SCRATCH, (self.source.recent)(rip));
+        let fails = self.dispatch_to_entry();
+        self.leaving.push((fails.to_vec(), rip));
+    }
+
+    /// Goes to the block whose RIP is in [`ADDRESS`], if the entry of the table of recent blocks at [`SCRATCH`] is its. The
+    /// jumps are taken where it is not: the first with the RIP still there, the others with the RIP in the entry.
+    fn dispatch_to_entry(&mut self) -> [Jump; 3] {
+        self.a.memory(true, &[0x3b], ADDRESS, SCRATCH, 0);
+        let another = self.a.jump_if(5);
+        self.a.load(ADDRESS, RSP, slot::REGIME);
+        self.a.memory(true, &[0x3b], ADDRESS, SCRATCH, RECENT_REGIME);
+        let elsewhere = self.a.jump_if(5);
+        // cmp qword [r15 + CODE], 0
+        self.a.memory(true, &[0x83], 7, SCRATCH, RECENT_CODE);
+        self.a.bytes.push(0);
+        let untranslated = self.a.jump_if(4);
+        self.a.memory(false, &[0xff], 4, SCRATCH, RECENT_CODE);
+        [another, elsewhere, untranslated]
+    }
+
+    /// Goes to the block whose RIP is in [`ADDRESS`]. Each place has its own jump, for the host to predict.
+    pub(super) fn dispatch(&mut self) {
+        self.a.mov(SCRATCH, ADDRESS);
+        self.a.shift(5, SCRATCH, 12);
+        self.a.registers(true, &[0x33], SCRATCH, ADDRESS);
+        self.a.alu_immediate(false, 4, SCRATCH, 0xfff);
+        self.a.shift(4, SCRATCH, RECENT_SHIFT);
+        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
+        let [another, elsewhere, untranslated] = self.dispatch_to_entry();
+        let here = self.a.here();
+        self.a.land(elsewhere, here);
+        self.a.land(untranslated, here);
+        self.a.load(ADDRESS, SCRATCH, 0);
+        let here = self.a.here();
+        self.a.land(another, here);
+        self.outward_jump(self.stubs.leave);
+    }
+
+    pub(super) fn outward_jump(&mut self, to: usize) {
+        let jump = self.a.jump();
+        self.outward.push((Assembler::at(jump), to));
+    }
+
+    /// A conditional branch. Both ways inherit the flags.
+    pub(super) fn conditional_jump(&mut self, i: &Instruction, condition: u8) {
+        self.load_flags();
+        let at = self.at;
+        let rip = i.near_branch_target();
+        match self.region.index.get(&rip).copied() {
+            Some(to) if !self.region.parts[to].join => {
+                self.incoming[to] = Some(self.leaving_part());
+                let taken = self.a.jump_if(condition);
+                self.land_at(taken, to);
+            }
+            Some(to) if to <= self.present => {
+                // Back: the way that is taken most often.
+                let not_taken = self.a.jump_if(condition ^ 1);
+                self.edge(rip, false);
+                let here = self.a.here();
+                self.a.land(not_taken, here);
+                self.at = at;
+            }
+            _ => {
+                let taken = self.a.jump_if(condition);
+                self.deferred.push((taken, rip, self.present, at));
+            }
+        }
+        self.edge(i.next_ip(), true);
+    }
+
+    /// What is seldom run, behind the code that is run often.
+    pub(super) fn cold_paths(&mut self) {
+        for cold in std::mem::take(&mut self.cold) {
+            let here = self.a.here();
+            self.a.land(cold.from, here);
+            self.cold_path(&cold);
+        }
+        for (jumps, rip) in std::mem::take(&mut self.leaving) {
+            self.leave_by(&jumps, rip, self.stubs.leave);
+        }
+        for (jump, rip) in std::mem::take(&mut self.refused) {
+            self.leave_by(&[jump], rip, self.stubs.refuse);
+        }
+    }
+
+    fn leave_by(&mut self, jumps: &[Jump], rip: u64, stub: usize) {
+        let here = self.a.here();
+        jumps.iter().for_each(|&jump| self.a.land(jump, here));
+        self.a.mov_immediate(ADDRESS, rip);
+        self.outward_jump(stub);
+    }
+
+    fn cold_path(&mut self, cold: &Cold) {
+        if cold.counts != 0 {
+            self.add_count(cold.counts);
+        }
+        self.call_handler(cold.call);
+        let Some(resume) = cold.resume else { return };
+        self.at = At { flags: Flags::Frame, recipe: None, pending: cold.call.pending };
+        self.revive(cold.next, cold.executed);
+        if cold.load_flags {
+            self.load_flags();
+        }
+        let back = self.a.jump();
+        self.a.land(back, resume);
+    }
+
+    /// Places the page's expected state behind the code, for the polls. Gives where.
+    pub(super) fn place_state(&mut self) -> usize {
+        let padding = self.a.here().next_multiple_of(4) - self.a.here();
+        self.a.bytes.extend(std::iter::repeat_n(0xcc, padding));
+        let here = self.a.here();
+        self.a.bytes.extend_from_slice(&self.source.state.to_le_bytes());
+        for at in std::mem::take(&mut self.states) {
+            let disp = (here - (at + 4)) as i32;
+            self.a.bytes[at..at + 4].copy_from_slice(&disp.to_le_bytes());
+        }
+        here
+    }
+}
