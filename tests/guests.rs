@@ -145,3 +145,15 @@ fn processors() {
     passes("processors", &["1", "2", "4"]);
     qemu_differs_only_where_known("processors", "2");
 }
+
+#[test]
+fn processor_state() {
+    passes("processor_state", &["1"]);
+    qemu_differs_only_where_known("processor_state", "1");
+}
+
+#[test]
+fn timers() {
+    passes("timers", &["1"]);
+    qemu_differs_only_where_known("timers", "1");
+}

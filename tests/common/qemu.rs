@@ -280,6 +280,21 @@ const DEVIATIONS: &[Deviation] = &[
         &["WRFSBASE that is not canonical"],
         "WRFSBASE: #GP(0) for an address that is not canonical.",
     ),
+    of("processor_state", &["the TSC can be set"], "WRMSR of IA32_TIME_STAMP_COUNTER sets the counter."),
+    of(
+        "processor_state",
+        &["WRMSR of *", "RDMSR of *"],
+        "WRMSR and RDMSR: #GP(0) for an MSR that is not there, a reserved bit or value, an address that is not canonical.",
+    ),
+    of("processor_state", &["MXCSR's reserved bits"], "XRSTOR: #GP(0) for a 1 in a reserved bit of MXCSR."),
+    of("processor_state", &["XSAVE with TS"], "XSAVE: #NM with CR0.TS."),
+    of("processor_state", &["XSAVE to an absent page"], "XSAVE's access to its area is a write."),
+    of("timers", &["BCD counts in digits"], "The 8254 counts in four decimal digits with its BCD bit."),
+    of(
+        "timers",
+        &["without its gate channel 2 stands"],
+        "The 8254's GATE input, low, holds a counter of mode 0.",
+    ),
     of("interrupts", &["LVT error keeps its bits"], "The LVT's error entry has no delivery mode."),
     of(
         "interrupts",
