@@ -3,7 +3,7 @@
 //! ```text
 //!  guest's driver ──registers──> transport (pci, mmio) ── Core: status, features, queues
 //!        │                                                  │ process(queue)
-//!        └──rings in guest memory──> queue (split, packed) ─┴─> Device: rng, …
+//!        └──rings in guest memory──> queue (split, packed) ─┴─> Device: block, rng, …
 //! ```
 //!
 //! A [`Device`] sees requests, never rings or registers: [`transport`] negotiates and notifies, [`queue`] reads and
@@ -11,6 +11,7 @@
 //! [`queue::QueueError`], which puts the device into the state that asks the driver for a reset, with the reason in the
 //! log, and never more. Devices know no terminal, file or thread of the machine; what they need of the host is passed in.
 
+pub mod block;
 pub mod features;
 pub mod memory;
 pub mod queue;
