@@ -157,3 +157,9 @@ fn timers() {
     passes("timers", &["1"]);
     qemu_differs_only_where_known("timers", "1");
 }
+
+#[test]
+fn boot_sectors() {
+    passes("boot_sectors", &["1"]);
+    qemu_differs_only_where_known("boot_sectors", "1");
+}
