@@ -322,9 +322,8 @@ fn data_breakpoint_details() {
     let pushed = state(code!(64; "push rax", "nop")).with(guests::long::reg::SP, watched + 8);
     traced("PUSH", pushed, &[(1, 1)]);
     set(write);
-    let mut called = state(code!(64; "call 50f", "50: nop")).with(guests::long::reg::SP, watched + 8);
-    called = traced("CALL, at its target", called, &[(5, 1)]);
-    let _ = called;
+    let called = state(code!(64; "call 50f", "50: nop")).with(guests::long::reg::SP, watched + 8);
+    traced("CALL, at its target", called, &[(5, 1)]);
     set(write);
     traced("STOSD", state(code!(64; "stosd", "nop")), &[(1, 1)]);
     set(write);

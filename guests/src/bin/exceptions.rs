@@ -783,7 +783,7 @@ fn compatibility() {
     out.check("INTO is a trap", event_at(vector::OF, 0, 1));
     user(code!(32; "into")).run().check("INTO without OF", END);
     paging::write(0, [5i32, 10]);
-    let window = (paging::FRAMES) as u64;
+    let window = paging::FRAMES;
     let bound = code!(32; "bound eax, [edi]");
     user(bound).with(AX, 4).with(DI, window).run().check("BOUND below", fault(vector::BR, 0));
     user(bound).with(AX, 5).with(DI, window).run().check("BOUND at the lower bound", END);

@@ -422,11 +422,8 @@ fn pae_paging() {
     with(read).run().check("bit 62 is reserved with PAE", fault(vector::PF, 9));
     entry(7);
     // The four pointers are loaded by MOV CR3.
-    let reload = code!(32; "mov cr3, eax");
     for at in [1, 2, 5, 6, 7, 8, 63] {
         unsafe { pointers.add(3).write_volatile(directories(3) as u64 | 1) };
-        let other = low_table(5).cast::<u64>();
-        let _ = other;
         let set = code!(32; "or dword ptr [esi + 24], ebx", "or dword ptr [esi + 28], ecx", "mov cr3, esi");
         let value = 1u64 << at;
         let state = with(set)
@@ -445,7 +442,6 @@ fn pae_paging() {
         (out.vector, out.error, out.eip - code_start(stale)),
         (14, 0, 9),
     );
-    let _ = reload;
 }
 
 fn code_start(code: &[u8]) -> u32 {

@@ -8,7 +8,7 @@ use guests::code;
 use guests::cpu::{self, flag, vector};
 use guests::legacy;
 use guests::long::reg::{AX, BX, CX, DX, R11, SP};
-use guests::long::{END, State, event_at, fault};
+use guests::long::{State, event_at, fault};
 use guests::report;
 use guests::tables::selector;
 
@@ -226,5 +226,4 @@ fn bases() {
         .run()
         .check("RDFSBASE in 32-bit code", fault(vector::UD, 0));
     unsafe { cpu::set_cr4(cr4) };
-    let _ = END;
 }

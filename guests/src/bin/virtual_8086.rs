@@ -6,7 +6,7 @@
 
 use guests::cpu::{self, flag, vector};
 use guests::legacy::{REAL_DATA, REAL_SEGMENT, REAL_STACK, State, low, selector, tables};
-use guests::long::reg::{AX, BX, CX, DI, DX, SI, SP};
+use guests::long::reg::{AX, BX, DI, DX, SP};
 use guests::long::{END, event_at, fault};
 use guests::{code, report};
 
@@ -16,7 +16,6 @@ const VME: u32 = 1;
 const PVI: u32 = 2;
 const IF: u32 = flag::IF as u32;
 const VIF: u32 = flag::VIF as u32;
-const VIP: u32 = flag::VIP as u32;
 const IOPL: u32 = flag::IOPL as u32;
 
 fn main() {
@@ -325,5 +324,4 @@ fn protected_mode() {
     State::user(code!(32; "sti")).run().check("STI without PVI", fault(vector::GP, 0));
     let out = with_pvi(code!(32; "pushfd", "pop eax")).flags(flag::VIF).run();
     report::equal("PUSHF shows VIF as it is", out.gprs[AX] & (VIF | IF | IOPL), VIF);
-    let _ = (CX, DX, SI, VIP);
 }
