@@ -32,11 +32,13 @@ bitflags! {
 /// Bits 12 to 51: the physical address in an entry.
 pub const ADDRESS_MASK: u64 = 0x000f_ffff_ffff_f000;
 /// Whether all bits of a linear address from the highest of `bits` (48 or 57) on are the same.
+#[inline]
 pub const fn is_canonical(address: u64, bits: u32) -> bool {
     sign_extended(address, bits) == address
 }
 
 /// The lowest `bits` of an address, with the highest of them in all above.
+#[inline]
 pub const fn sign_extended(address: u64, bits: u32) -> u64 {
     ((address << (64 - bits)) as i64 >> (64 - bits)) as u64
 }

@@ -1,7 +1,7 @@
 //! CPU models: which features a machine's processors have, and what CPUID says of them.
 //!
-//! A model is text, as in `Skylake-Server,-avx512f,+sha_ni`: a name and features added and taken away, from left to
-//! right. Its features that the host has to execute ([`feature::Origin::Host`]) are a subset of the host's; those that
+//! A model is text, as in `Skylake-Server,-avx512f,+sha_ni,phys-bits=36`: a name, features added and taken away from left
+//! to right, and how wide physical addresses are if not as the host's. Its features that the host has to execute ([`feature::Origin::Host`]) are a subset of the host's; those that
 //! Ringside's code brings are there on any host. The same set decides what CPUID tells ([`CpuModel::cpuid`]), which
 //! instructions there are ([`CpuModel::allows`]), and which bits CR4 and XCR0 have.
 //!
@@ -26,6 +26,10 @@ const HOST: &str = "host";
 const MAX: &str = "max";
 /// Physical addresses are at most this wide, in bits: enough for any machine, and within four-level paging's reach.
 const MOST_PHYSICAL_BITS: u32 = 46;
+/// And at least this wide, as with PAE and PSE-36.
+const LEAST_PHYSICAL_BITS: u32 = 36;
+/// What their number follows.
+const PHYSICAL_BITS: &str = "phys-bits=";
 
 /// The processors of a machine.
 #[derive(Clone, Debug)]
@@ -105,6 +109,12 @@ pub enum CpuModelError {
     /// Neither `+feature` nor `-feature`.
     #[error("{0:?} in the CPU model is neither +FEATURE nor -FEATURE")]
     BadModifier(String),
+    /// Not a possible number of address bits.
+    #[error(
+        "{0:?} in the CPU model is no number of physical-address bits from {LEAST_PHYSICAL_BITS} to \
+         {MOST_PHYSICAL_BITS}"
+    )]
+    BadPhysicalBits(String),
     /// An attempt to take away what x86-64 is made of.
     #[error("the CPU feature {0} cannot be taken away: every x86-64 processor has it")]
     Indispensable(&'static str),
@@ -123,11 +133,11 @@ fn suggestion(close: &[&str]) -> String {
 }
 
 impl CpuModel {
-    /// The model that `text` describes, for a machine of `cpus` vCPUs: `NAME[,+FEATURE][,-FEATURE]…`. An empty name
-    /// means `host`, and so does `max`.
+    /// The model that `text` describes, for a machine of `cpus` vCPUs: `NAME[,+FEATURE][,-FEATURE]…[,phys-bits=N]`.
+    /// An empty name means `host`, and so does `max`.
     ///
     /// # Errors
-    /// [`CpuModelError`], for unknown names and for features that the host lacks.
+    /// [`CpuModelError`], for unknown names, for features that the host lacks and for impossible numbers.
     pub fn parse(text: &str, cpus: u32) -> Result<Self, CpuModelError> {
         let mut items = text.split(',').map(str::trim);
         let name = items.next().unwrap_or_default();
@@ -144,7 +154,13 @@ impl CpuModel {
                 });
             }
         };
-        items.filter(|item| !item.is_empty()).try_for_each(|item| modify(&mut features, item))?;
+        let mut physical_bits = Host::get().physical_bits().clamp(LEAST_PHYSICAL_BITS, MOST_PHYSICAL_BITS);
+        for item in items.filter(|item| !item.is_empty()) {
+            match item.strip_prefix(PHYSICAL_BITS) {
+                Some(number) => physical_bits = parse_physical_bits(number)?,
+                None => modify(&mut features, item)?,
+            }
+        }
         let missing: Vec<_> = features.iter().filter(|f| !available.has(*f)).map(|f| f.name).collect();
         if !missing.is_empty() {
             return Err(CpuModelError::HostLacks { model: name, missing });
@@ -153,7 +169,6 @@ impl CpuModel {
             Some(model) => model.signature,
             None => Host::get().intel_signature().unwrap_or_else(|| named::nearest_signature(&features)),
         };
-        let physical_bits = Host::get().physical_bits().clamp(36, MOST_PHYSICAL_BITS);
         Ok(Self { name, signature, features, cpus: cpus.max(1), physical_bits })
     }
 
@@ -227,6 +242,11 @@ impl CpuModel {
             .chain(plain(0x8000_0000..=0x8000_0008))
             .collect()
     }
+}
+
+fn parse_physical_bits(text: &str) -> Result<u32, CpuModelError> {
+    let bits = text.parse().ok().filter(|bits| (LEAST_PHYSICAL_BITS..=MOST_PHYSICAL_BITS).contains(bits));
+    bits.ok_or_else(|| CpuModelError::BadPhysicalBits(text.to_owned()))
 }
 
 /// Applies `+feature` or `-feature`.

@@ -98,7 +98,7 @@ static SKYLAKE_SERVER: Named = Named {
     name: "Skylake-Server",
     signature: 0x0005_0654,
     base: Some(&SKYLAKE_CLIENT),
-    more: &[AVX512F, AVX512BW, AVX512CD, AVX512DQ, AVX512VL, CLWB],
+    more: &[AVX512F, AVX512BW, AVX512CD, AVX512DQ, AVX512VL, CLWB, PKU],
 };
 
 static CASCADE_LAKE_SERVER: Named = Named {

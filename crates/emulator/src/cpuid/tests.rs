@@ -458,3 +458,15 @@ fn the_table_of_leaves_says_what_cpuid_says() {
         }
     }
 }
+
+#[test]
+fn physical_addresses_are_as_wide_as_the_text_says() {
+    let bits = |text: &str| CpuModel::parse(text, 1).map(|model| model.physical_bits());
+    assert_eq!(bits("x86-64-v1,phys-bits=36,+pcid"), Ok(36));
+    let model = CpuModel::parse("host,phys-bits=40", 1).unwrap();
+    assert_eq!(model.cpuid(&context(1), 0x8000_0008, 0)[0] & 0xff, 40);
+    for bad in ["35", "47", "", "4x", "-1"] {
+        let text = format!("host,phys-bits={bad}");
+        assert_eq!(bits(&text), Err(CpuModelError::BadPhysicalBits(bad.to_owned())), "{text}");
+    }
+}
