@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use vmm::{Summary, VcpuSummary};
+use vmm::{CounterValue, Summary, VcpuSummary};
 
 use crate::size;
 
@@ -17,12 +17,22 @@ pub fn table(summary: &Summary, started: Instant) -> String {
     }
     for vcpu in &summary.vcpus {
         rows.push((format!("vCPU {}", vcpu.id), work(vcpu, summary.elapsed)));
-        rows.extend(vcpu.counters.iter().map(|(name, count)| (format!("  {name}"), count.to_string())));
+        rows.extend(
+            vcpu.counters.iter().map(|counter| (format!("  {}", counter.name), value(counter.value))),
+        );
     }
     if let Some(bytes) = peak_memory() {
         rows.push(("peak memory".to_owned(), size::display(bytes)));
     }
     rows.iter().map(|(name, value)| format!("{name:<42}{value}\n")).collect()
+}
+
+fn value(value: CounterValue) -> String {
+    match value {
+        CounterValue::Count(count) => count.to_string(),
+        CounterValue::Bytes(bytes) => size::display(bytes),
+        CounterValue::Time(time) => seconds(time),
+    }
 }
 
 fn work(vcpu: &VcpuSummary, elapsed: Duration) -> String {

@@ -1,8 +1,9 @@
 //! The interpreter: finds the block at RIP, runs its instructions, and looks at what came up in between.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use engine::{Attention, CpuEvent, Signals, VmExit};
+use engine::{Attention, Counter, CpuEvent, Signals, VmExit};
 use exits::{Detail, Exit};
 use guest_memory::Offset;
 use x86::{ExitReason, Flags};
@@ -591,12 +592,16 @@ impl Interpreter {
     }
 
     pub(crate) fn forget(&mut self) {
+        let start = Instant::now();
         if let Some(jit) = &mut self.jit {
             jit.clear();
         }
         self.blocks.clear();
         self.cpu.native.insns.clear();
         self.native_generation = self.cpu.native.unit.generation();
+        if let Some(jit) = &mut self.jit {
+            jit.count_pause(start.elapsed());
+        }
     }
 
     /// Fetches and decodes one instruction that may cross into another page, or lie where no RAM is. Gives its length.
@@ -622,18 +627,14 @@ impl Interpreter {
     }
 
     /// What is kept and what was done, by name.
-    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+    pub fn counters(&self) -> Vec<Counter> {
         let (blocks, insns) = self.blocks.counts();
-        let mut counters = vec![("blocks kept", blocks as u64), ("instructions in them", insns as u64)];
-        if let Some(jit) = self.jit_statistics() {
-            counters.extend([
-                ("blocks translated", jit.blocks),
-                ("guest bytes translated", jit.guest_bytes),
-                ("host bytes made of them", jit.host_bytes),
-                ("translations evicted", jit.evictions),
-                ("handlers called from translated code", jit.handler_calls),
-            ]);
-        }
+        let mut counters = vec![
+            Counter::count("blocks kept", blocks as u64),
+            Counter::count("instructions in them", insns as u64),
+            Counter::count("pages entered into the translation cache", self.cpu.mmu.tlb.fills()),
+        ];
+        counters.extend(self.jit.iter().flat_map(Jit::counters));
         counters
     }
 

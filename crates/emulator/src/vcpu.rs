@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use engine::{
-    Attention, Bus, EngineError, InterruptController, Kick, Space, TimeSource, Vcpu, VcpuState, VmExit,
+    Attention, Bus, Counter, EngineError, InterruptController, Kick, Space, TimeSource, Vcpu, VcpuState,
+    VmExit,
 };
 use exits::Recorder;
 use guest_memory::GuestMemory;
@@ -109,7 +110,7 @@ impl Vcpu for SoftVcpu {
         Kick::new(self.attention.clone())
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
+    fn counters(&self) -> Vec<Counter> {
         self.interpreter.counters()
     }
 
@@ -256,7 +257,7 @@ impl Cpu {
         for &(index, value) in &state.msrs {
             self.restore_msr(index, value)
                 .map_err(|_| EngineError::BadState(format!("MSR {index:#x} with {value:#x}")))?;
-        self.update_keys();
+            self.update_keys();
         }
         Ok(())
     }

@@ -15,4 +15,4 @@ pub use bus::{Bus, Space};
 pub use interrupt::{CpuEvent, InterruptController, MsrFault};
 pub use state::{VcpuState, VectorState, XSAVE_AREA_SIZE};
 pub use time::{HostTime, TimeSource};
-pub use vcpu::{DebugEvent, EngineError, Fatal, Kick, Vcpu, VmExit};
+pub use vcpu::{Counter, CounterValue, DebugEvent, EngineError, Fatal, Kick, Vcpu, VmExit};

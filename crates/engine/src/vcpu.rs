@@ -1,4 +1,6 @@
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::{Attention, Bus, Signals, VcpuState};
 
@@ -74,6 +76,41 @@ impl Kick {
     }
 }
 
+/// Something that an engine counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// What, for a person.
+    pub name: Cow<'static, str>,
+    /// How much of it.
+    pub value: CounterValue,
+}
+
+/// How much, and of what kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CounterValue {
+    /// Times or things.
+    Count(u64),
+    /// Bytes.
+    Bytes(u64),
+    /// Time.
+    Time(Duration),
+}
+
+impl Counter {
+    /// Times or things.
+    pub fn count(name: impl Into<Cow<'static, str>>, count: u64) -> Self {
+        Self { name: name.into(), value: CounterValue::Count(count) }
+    }
+    /// Bytes.
+    pub fn bytes(name: impl Into<Cow<'static, str>>, bytes: u64) -> Self {
+        Self { name: name.into(), value: CounterValue::Bytes(bytes) }
+    }
+    /// Time.
+    pub fn time(name: impl Into<Cow<'static, str>>, time: Duration) -> Self {
+        Self { name: name.into(), value: CounterValue::Time(time) }
+    }
+}
+
 /// One virtual CPU of any engine.
 pub trait Vcpu: Send {
     /// Runs the guest until something needs a decision from outside.
@@ -96,5 +133,5 @@ pub trait Vcpu: Send {
     /// Instructions retired so far; `None` where the engine does not count them.
     fn instructions(&self) -> Option<u64>;
     /// The engine's own counters, by name: empty where it has none.
-    fn counters(&self) -> Vec<(&'static str, u64)>;
+    fn counters(&self) -> Vec<Counter>;
 }

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use engine::{Attention, Bus, DebugEvent, EngineError, Fatal, Kick, Signals, Space, Vcpu, VcpuState, VmExit};
+use engine::{
+    Attention, Bus, Counter, DebugEvent, EngineError, Fatal, Kick, Signals, Space, Vcpu, VcpuState, VmExit,
+};
 use exits::{Exit, Recorder};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use x86::ExitReason;
@@ -193,7 +195,7 @@ impl Vcpu for KvmVcpu {
         Kick::new(self.attention.clone())
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
+    fn counters(&self) -> Vec<Counter> {
         Vec::new()
     }
 

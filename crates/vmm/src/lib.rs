@@ -33,6 +33,7 @@ mod start;
 mod sleep;
 pub mod vcpu_thread;
 
+pub use engine::{Counter, CounterValue};
 pub use config::{ConfigError, EngineChoice, MachineConfig, Translation};
 pub use error::BuildError;
 pub use machine::{Controls, Machine, SerialLine, Summary};

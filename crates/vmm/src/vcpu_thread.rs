@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use engine::{Attention, Bus, DebugEvent, Vcpu, VcpuState, VmExit};
+use engine::{Attention, Bus, Counter, DebugEvent, Vcpu, VcpuState, VmExit};
 use exits::{Exit, Recorder};
 use x86::{ExitReason, Flags};
 
@@ -72,7 +72,7 @@ pub struct VcpuSummary {
     /// How long it was halted or waited for its start-up interrupt.
     pub idle: Duration,
     /// The engine's counters.
-    pub counters: Vec<(&'static str, u64)>,
+    pub counters: Vec<Counter>,
 }
 
 impl VcpuThread {
@@ -235,7 +235,7 @@ mod tests {
         fn kick(&self) -> Kick {
             Kick::new(self.attention.clone())
         }
-        fn counters(&self) -> Vec<(&'static str, u64)> {
+        fn counters(&self) -> Vec<Counter> {
             Vec::new()
         }
         fn instructions(&self) -> Option<u64> {
@@ -264,7 +264,7 @@ mod tests {
         fn kick(&self) -> Kick {
             Kick::new(self.attention.clone())
         }
-        fn counters(&self) -> Vec<(&'static str, u64)> {
+        fn counters(&self) -> Vec<Counter> {
             Vec::new()
         }
         fn instructions(&self) -> Option<u64> {

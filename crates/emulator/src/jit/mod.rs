@@ -16,6 +16,9 @@ mod vectors;
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
+use std::time::{Duration, Instant};
+
+use engine::Counter;
 
 use iced_x86::Instruction;
 
@@ -68,6 +71,8 @@ pub struct Jit {
     calls: Calls,
     x87_area: Box<X87Area>,
     statistics: Statistics,
+    /// Calls of handlers, by mnemonic.
+    by_mnemonic: Vec<u64>,
 }
 
 /// What the translator did.
@@ -85,7 +90,18 @@ pub struct Statistics {
     pub evictions: u64,
     /// Calls of handlers from translated code.
     pub handler_calls: u64,
+    /// How often translated code was entered.
+    pub entries: u64,
+    /// How often it came back because the next block could not be found, or something was to be looked at.
+    pub chain_breaks: u64,
+    /// Time spent on translating.
+    pub translation_time: Duration,
+    /// The longest that forgetting all code took.
+    pub longest_pause: Duration,
 }
+
+/// Mnemonics that [`Jit::counters`] names, those with the most calls.
+const NAMED: usize = 15;
 
 /// What a translation needs to know besides the instructions.
 pub struct Source<'a> {
@@ -145,6 +161,7 @@ impl Jit {
             calls: Calls::default(),
             x87_area: Box::default(),
             statistics: Statistics::default(),
+            by_mnemonic: Vec::new(),
         };
         jit.place_stubs();
         Ok(jit)
@@ -187,9 +204,50 @@ impl Jit {
         self.leave_early.then_some(u64::from(instructions > 1))
     }
 
-    /// Notes a call of a handler.
-    pub fn count_handler_call(&mut self) {
+    /// Notes a call of an instruction's handler.
+    pub fn count_handler_call(&mut self, mnemonic: u16) {
         self.statistics.handler_calls += 1;
+        let mnemonic = usize::from(mnemonic);
+        if self.by_mnemonic.len() <= mnemonic {
+            self.by_mnemonic.resize(mnemonic + 1, 0);
+        }
+        self.by_mnemonic[mnemonic] += 1;
+    }
+
+    /// Notes an entry into translated code, and whether it came back for want of a next block.
+    pub fn count_entry(&mut self, is_break: bool) {
+        self.statistics.entries += 1;
+        self.statistics.chain_breaks += u64::from(is_break);
+    }
+
+    /// Notes how long it took to forget all code.
+    pub fn count_pause(&mut self, pause: Duration) {
+        self.statistics.longest_pause = self.statistics.longest_pause.max(pause);
+    }
+
+    /// What was done, by name.
+    pub fn counters(&self) -> Vec<Counter> {
+        let done = &self.statistics;
+        let mut counters = vec![
+            Counter::count("blocks translated", done.blocks),
+            Counter::bytes("guest code translated", done.guest_bytes),
+            Counter::bytes("host code made of it", done.host_bytes),
+            Counter::bytes("code memory in use", self.memory.next() as u64),
+            Counter::time("time spent on translating", done.translation_time),
+            Counter::count("times that all code was forgotten", done.evictions),
+            Counter::time("the longest of these", done.longest_pause),
+            Counter::count("entries into translated code", done.entries),
+            Counter::count("of these, left for want of a next block", done.chain_breaks),
+            Counter::count("handlers called from translated code", done.handler_calls),
+        ];
+        let mut calls: Vec<(usize, u64)> = self.by_mnemonic.iter().copied().enumerate().collect();
+        calls.retain(|&(_, count)| count != 0);
+        calls.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        counters.extend(calls.iter().take(NAMED).map(|&(mnemonic, count)| {
+            let name = iced_x86::Mnemonic::try_from(mnemonic).map(|mnemonic| format!("{mnemonic:?}"));
+            Counter::count(format!("  {}", name.unwrap_or_default().to_lowercase()), count)
+        }));
+        counters
     }
 
     /// Blocks that are translated together, at most: one where the count of instructions is watched.
@@ -204,6 +262,7 @@ impl Jit {
 
     /// Translates a region. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
     pub fn add(&mut self, source: &Source<'_>, region: &Region) -> Option<Added> {
+        let start = Instant::now();
         let mut translation = translate(source, region, &mut self.calls, self.stubs);
         let base = self.memory.next();
         for &(at, to) in &translation.outward {
@@ -220,6 +279,7 @@ impl Jit {
         self.statistics.host_bytes += translation.bytes.len() as u64;
         let exits = self.link(base, source.mode, region, &translation);
         let code = self.memory.address(offset) as u64;
+        self.statistics.translation_time += start.elapsed();
         let number = |part: usize| region.parts[part].number;
         let entries =
             translation.entries.iter().map(|&(part, at)| (number(part), code + at as u64)).collect();

@@ -165,6 +165,9 @@ impl Interpreter {
         let executed = context.count.wrapping_sub(start);
         self.cpu.instructions = self.cpu.instructions.wrapping_add(executed);
         self.cpu.translated = 0;
+        if let Some(jit) = &mut self.jit {
+            jit.count_entry(why == exit::DISPATCH);
+        }
         if let Some(panic) = self.panic.take() {
             resume_unwind(panic);
         }
@@ -207,7 +210,6 @@ impl Interpreter {
     /// Runs the handler that translated code calls.
     fn step(&mut self, context: &mut Context, number: u32) -> u32 {
         let Some(jit) = &mut self.jit else { return exit::STOP };
-        jit.count_handler_call();
         let (call, recipe) = jit.call(number);
         let cpu = &mut self.cpu;
         let flags = match recipe {
@@ -215,6 +217,7 @@ impl Interpreter {
             None => from_frame(context.flags),
         };
         cpu.flags.set_bits(flags);
+        jit.count_handler_call(self.blocks.insn(call.insn).mnemonic);
         let block = *self.blocks.get(call.block);
         (cpu.block_rip, cpu.rip) = (block.rip, block.end);
         cpu.mmu.executing = block.pages;

@@ -24,7 +24,7 @@ mod recording;
 use std::sync::Arc;
 
 use engine::{
-    Attention, Bus, DebugEvent, EngineError, InterruptController, Kick, Signals, TimeSource, Vcpu, VcpuState,
+    Attention, Bus, Counter, DebugEvent, EngineError, InterruptController, Kick, Signals, TimeSource, Vcpu, VcpuState,
     VmExit,
 };
 use guest_memory::GuestMemory;
@@ -263,9 +263,9 @@ impl Vcpu for LockstepVcpu {
         Some(self.translated.cpu.instructions)
     }
 
-    fn counters(&self) -> Vec<(&'static str, u64)> {
+    fn counters(&self) -> Vec<Counter> {
         let mut counters = self.translated.counters();
-        counters.push(("slices compared", self.slices));
+        counters.push(Counter::count("slices compared", self.slices));
         counters
     }
 }

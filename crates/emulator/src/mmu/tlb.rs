@@ -144,6 +144,8 @@ pub struct Tlb {
     fetched: [u64; 64],
     /// For each page of RAM, where an entry may allow stores to it.
     stored: Vec<Stored>,
+    /// How often a page was entered.
+    fills: u64,
 }
 
 impl Tlb {
@@ -159,6 +161,7 @@ impl Tlb {
             last_fetches: SPACES as u64,
             fetched: [0; 64],
             stored: Vec::new(),
+            fills: 0,
         }
     }
 
@@ -219,8 +222,14 @@ impl Tlb {
         (within <= 4095).then(|| entry.page + within)
     }
 
+    /// How often a page was entered, after a look at the page tables.
+    pub fn fills(&self) -> u64 {
+        self.fills
+    }
+
     /// Remembers where the page of `linear` lies.
     pub fn insert(&mut self, view: View, linear: u64, mapping: Mapping) {
+        self.fills += 1;
         let (tag, page, allowed) = (linear & PAGE, mapping.offset & PAGE, mapping.allowed);
         let index = Self::index(view, linear);
         let table = &mut self.tables[self.current];

@@ -37,7 +37,8 @@ enum End {
 }
 
 fn machines(seed: u64) -> [Machine; 2] {
-    let settings = Settings { code_bytes: 1 << 20, hot: (seed % 2) as u32, leave_early: true };
+    let settings =
+        Settings { code_bytes: 1 << 20, hot: (seed % 2) as u32, leave_early: true, ..Settings::default() };
     [Machine::new(None), Machine::new(Some(settings))]
 }
 
