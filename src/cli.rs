@@ -8,7 +8,7 @@ use clap::builder::ArgPredicate::IsPresent;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use vmm::config::{FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig};
+use vmm::config::{DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig};
 
 use crate::{exit_status, size};
 
@@ -187,6 +187,14 @@ pub struct RunArgs {
     /// The exit ledger: `table` on stderr at the end, `json=FILE`, or `off`
     ///
     /// Each VM exit is counted by reason and by device register, with its handling time. May be given more than once.
+    /// A disk: path=FILE[,readonly=on|off][,serial=TEXT]; the file's bytes are the disk's
+    ///
+    /// May be given more than once. It is a virtio block device on the PCI bus.
+    #[arg(long, value_name = "path=FILE,...", value_parser = disk, help_heading = "Machine")]
+    pub disk: Vec<DiskConfig>,
+    /// Give the guest random bytes of the host through a virtio entropy device
+    #[arg(long, help_heading = "Machine")]
+    pub rng: bool,
     /// The default is `table`, and `off` with --exec.
     #[arg(long, value_name = "FORMAT", help_heading = "Reports")]
     pub exits: Vec<ExitsFormat>,
@@ -330,6 +338,37 @@ fn exec_command(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
+fn disk(text: &str) -> Result<DiskConfig, String> {
+    let mut disk = DiskConfig { path: PathBuf::new(), read_only: false, serial: String::new() };
+    for option in text.split(',') {
+        match option.split_once('=') {
+            Some(("path", path)) => disk.path = path.into(),
+            Some(("serial", serial)) if serial.len() <= 20 => disk.serial = serial.into(),
+            Some(("serial", _)) => return Err("a serial number has at most 20 bytes".into()),
+            Some(("readonly", "on")) => disk.read_only = true,
+            Some(("readonly", "off")) => disk.read_only = false,
+            Some(("readonly", _)) => return Err("readonly is on or off".into()),
+            Some(("format", "raw")) => {}
+            Some(("format", format)) => return Err(format!("the format {format} is not known: raw is")),
+            _ => {
+                return Err(format!("{option:?} is no option of a disk: path=FILE, readonly=on, serial=TEXT"));
+            }
+        }
+    }
+    if disk.path.as_os_str().is_empty() {
+        return Err("a disk needs a file: path=FILE".into());
+    }
+    Ok(disk)
+}
+
+fn module(text: &str) -> Result<ModuleConfig, String> {
+    let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
+    if path.is_empty() {
+        return Err("a module begins with its file's name".into());
+    }
+    Ok(ModuleConfig { path: path.into(), arguments: arguments.to_owned() })
+}
+
 fn module(text: &str) -> Result<ModuleConfig, String> {
     let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
     if path.is_empty() {
@@ -418,6 +457,36 @@ mod tests {
     #[test]
     fn bad_values_are_refused_by_name_before_anything_is_built() {
         for (option, value, why) in [
+    #[test]
+    fn disks_have_a_file_and_options() {
+        let run = parse(&["--disk", "path=a.img", "--disk", "path=b,readonly=on,serial=S1"]).unwrap();
+        let disk = |path: &str, read_only, serial: &str| DiskConfig {
+            path: path.into(),
+            read_only,
+            serial: serial.into(),
+        };
+        assert_eq!(run.disk, [disk("a.img", false, ""), disk("b", true, "S1")]);
+        for (bad, why) in [
+            ("a.img", "no option of a disk"),
+            ("readonly=on", "path=FILE"),
+            ("path=a,readonly=maybe", "on or off"),
+            ("path=a,format=vmdk", "vmdk"),
+            ("path=a,serial=123456789012345678901", "20 bytes"),
+        ] {
+            assert!(refused(&["--disk", bad]).contains(why), "{bad}");
+        }
+    }
+
+    #[test]
+    fn modules_have_a_file_and_arguments() {
+        let run = parse(&["--kernel", "k", "--module", "a b c", "--module", "d"]).unwrap();
+        let module =
+            |path: &str, arguments: &str| ModuleConfig { path: path.into(), arguments: arguments.into() };
+        assert_eq!(run.module, [module("a", "b c"), module("d", "")]);
+        assert!(refused(&["--module", "a"]).contains("--kernel"));
+        assert!(refused(&["--kernel", "k", "--module", " x"]).contains("file's name"));
+    }
+
             ("--memory", "0", "without memory"),
             ("--memory", "1K", "at least 16 MiB"),
             ("--memory", "900T", "the most is"),

@@ -93,6 +93,8 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         debug_console: args.debug_console.clone(),
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
         testdev: args.testdev,
+        disks: args.disk.clone(),
+        rng: args.rng,
         ledger,
     };
     config.check()?;

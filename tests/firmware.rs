@@ -51,8 +51,11 @@ struct Session {
 impl Session {
     fn start(image: &str, arguments: &[&str]) -> Self {
         let mut command = ringside();
-        command.args(["run", "--engine", "soft", "--memory", "128M", "--exits", "off", "--firmware"]);
+        command.args(["run", "--engine", "soft", "--exits", "off", "--firmware"]);
         command.arg(seabios(image)).args(arguments);
+        if !arguments.contains(&"--memory") {
+            command.args(["--memory", "128M"]);
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
         let mut child = command.spawn().expect("ringside starts");
         let (input, mut from) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
@@ -133,8 +136,8 @@ fn seabios_finds_the_tables_and_the_processors_that_it_is_told_of() {
     assert!(!text.contains("internal error"), "{text}");
 }
 
-/// A diskette with GRUB, whose menu is this.
-fn grub_diskette(folder: &Path, menu: &str) -> PathBuf {
+/// GRUB's first sector and the rest of it, with this menu and the modules for what the menu does.
+fn grub(folder: &Path, menu: &str, more: &[&str]) -> (Vec<u8>, Vec<u8>) {
     let [_, modules, tools, libraries @ ..] = packages() else { unreachable!("as many as their names") };
     let below = folder.join("disk/boot/grub");
     std::fs::create_dir_all(&below).unwrap();
@@ -150,11 +153,16 @@ fn grub_diskette(folder: &Path, menu: &str) -> PathBuf {
     command.env("LD_LIBRARY_PATH", std::env::join_paths(path).unwrap());
     command.arg("-d").arg(modules.join("lib/grub/i386-pc")).arg("-m").arg(&memdisk).arg("-o").arg(&core);
     command.args(["-O", "i386-pc", "-p", "(memdisk)/boot/grub"]);
-    command.args(["memdisk", "tar", "normal", "serial", "terminal", "echo", "halt", "lsacpi", "lsmmap"]);
+    command.args(["memdisk", "tar", "normal", "serial", "terminal", "echo"]).args(more);
     let output = run_within(&mut command, PATIENCE);
     assert!(output.status.success(), "{}", stderr(&output));
     let boot = std::fs::read(modules.join("lib/grub/i386-pc/boot.img")).unwrap();
-    let mut image = [boot, std::fs::read(&core).unwrap()].concat();
+    (boot, std::fs::read(&core).unwrap())
+}
+
+/// A diskette with GRUB.
+fn grub_diskette(folder: &Path, (boot, core): (Vec<u8>, Vec<u8>)) -> PathBuf {
+    let mut image = [boot, core].concat();
     assert!(image.len() <= DISKETTE);
     image.resize(DISKETTE, 0);
     let diskette = folder.join("diskette.img");
@@ -168,7 +176,7 @@ fn grub_shows_its_menu_and_does_what_is_chosen() {
     let menu = "serial --unit=0\nterminal_input serial\nterminal_output serial\nset timeout=-1\n\
                 menuentry 'The first entry' { echo wrong }\n\
                 menuentry 'The second entry' { lsacpi; lsmmap; echo This was chosen.; sleep 1000 }\n";
-    let diskette = grub_diskette(folder.path(), menu);
+    let diskette = grub_diskette(folder.path(), grub(folder.path(), menu, &["lsacpi", "lsmmap", "sleep"]));
     let file = format!("name=floppyimg/grub.img,file={}", diskette.display());
     let order = "name=bootorder,string=/rom@floppyimg/grub.img";
     let mut session =
@@ -182,6 +190,73 @@ fn grub_shows_its_menu_and_does_what_is_chosen() {
     session.expect("RINGSD");
     session.expect("base_addr = 0x100000");
     session.expect("This was chosen.");
+}
+
+/// A disk with GRUB before its one partition, which is an archive of these files.
+fn grub_disk(folder: &Path, (boot, core): (Vec<u8>, Vec<u8>), files: &[(&str, PathBuf)]) -> PathBuf {
+    const SECTOR: usize = 512;
+    const FIRST: usize = 2048;
+    /// Where the partition table begins.
+    const TABLE: usize = 446;
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, path) in files {
+        archive.append_path_with_name(path, name).unwrap();
+    }
+    let mut partition = archive.into_inner().unwrap();
+    partition.resize(partition.len().next_multiple_of(SECTOR), 0);
+    let mut image = boot;
+    let sectors = (partition.len() / SECTOR) as u32;
+    let entry = [&[0x80, 0, 0, 0, 0x83, 0, 0, 0][..], &(FIRST as u32).to_le_bytes(), &sectors.to_le_bytes()];
+    image[TABLE..TABLE + 16].copy_from_slice(&entry.concat());
+    image[TABLE + 16..510].fill(0);
+    image.extend(core);
+    assert!(image.len() <= FIRST * SECTOR);
+    image.resize(FIRST * SECTOR, 0);
+    image.extend(partition);
+    let disk = folder.join("disk.img");
+    std::fs::write(&disk, image).unwrap();
+    disk
+}
+
+#[test]
+fn grub_on_a_disk_boots_debian_which_finds_the_disk_and_random_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let menu = "serial --unit=0\nterminal_input serial\nterminal_output serial\nset timeout=0\n\
+                menuentry 'Debian' { set root=(hd0,msdos1); linux /vmlinuz console=ttyS0 loglevel=4; initrd /initrd }\n";
+    let modules = ["biosdisk", "part_msdos", "linux"];
+    let files =
+        [("vmlinuz", common::debian_file("vmlinuz")), ("initrd", common::debian_file("initramfs.cpio"))];
+    let disk = grub_disk(folder.path(), grub(folder.path(), menu, &modules), &files);
+    let disk = format!("path={},readonly=on,serial=RINGSIDE0", disk.display());
+    let arguments = ["--memory", "512M", "--cpus", "2", "--boot-menu", "0", "--rng", "--disk", &disk];
+    let mut session = Session::start("bios-256k.bin", &arguments);
+    session.expect("Booting from Hard Disk");
+    session.expect("root@ringside");
+    session.send(
+        b"cat /sys/bus/pci/devices/0000:00:0?.0/vendor | sort | uniq -c; dmesg | grep -c 'ACPI: DSDT'\n",
+    );
+    session.expect("2 0x1af4");
+    session.send(b"echo $((6 * 7)) is the end\n");
+    session.expect("42 is the end");
+}
+
+#[test]
+fn what_is_no_disk_is_refused_before_the_guest_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join("odd");
+    std::fs::write(&odd, [0; 700]).unwrap();
+    let image = folder.path().join("image");
+    std::fs::write(&image, vec![0xf4; 65536]).unwrap();
+    for (path, why) in
+        [(folder.path(), "a directory"), (&odd, "no multiple of 512"), (Path::new("/none"), "/none")]
+    {
+        let mut command = ringside();
+        command.args(["run", "--firmware"]).arg(&image).arg("--disk").arg(format!("path={}", path.display()));
+        let output = run_within(&mut command, Duration::from_secs(20));
+        let message = stderr(&output);
+        assert_eq!(output.status.code(), Some(240), "{message}");
+        assert!(message.contains(why) && message.contains("is no disk"), "{message}");
+    }
 }
 
 #[test]

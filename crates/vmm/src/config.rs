@@ -30,6 +30,10 @@ pub struct MachineConfig {
     pub jit: Translation,
     /// What is booted.
     pub boot: Boot,
+    /// Disks, in their order.
+    pub disks: Vec<DiskConfig>,
+    /// Whether the guest gets random bytes from the host.
+    pub rng: bool,
     /// More files of the firmware configuration device.
     pub fw_cfg: Vec<FwCfgFile>,
     /// Where the debug console leads, where there is one.
@@ -76,6 +80,17 @@ pub enum FwCfgSource {
     File(PathBuf),
     /// These bytes, without a NUL.
     Text(String),
+}
+
+/// A disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The image: its bytes are the disk's.
+    pub path: PathBuf,
+    /// Whether the guest can only read it.
+    pub read_only: bool,
+    /// What the guest is told as its serial number; 20 bytes count.
+    pub serial: String,
 }
 
 /// A module of a Multiboot image.
@@ -223,6 +238,8 @@ mod tests {
             engine: EngineChoice::Soft,
             jit: Translation::On,
             boot: kernel(""),
+            disks: Vec::new(),
+            rng: false,
             fw_cfg: Vec::new(),
             debug_console: None,
             debug_exit: None,

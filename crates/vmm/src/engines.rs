@@ -6,6 +6,7 @@ use devices::bus::{BusError, MachineBus, Window};
 use devices::clock::Timers;
 use devices::interrupt::{ApicFeatures, InterruptFabric, VcpuBus};
 use devices::irq::{IrqLine, IrqSink};
+use devices::pci::MsiSink;
 use devices::pit::{self, Pit};
 use emulator::cpuid::{CpuidLeaf, feature};
 use emulator::{CpuModel, LockstepVcpu, SoftVcpu, VcpuConfig};
@@ -94,6 +95,14 @@ impl Engine {
 
     /// The interrupt controllers' input lines, by the ISA interrupts' numbers.
     pub fn irqs(&self) -> Arc<dyn IrqSink> {
+        match self {
+            Self::Soft(soft) => soft.fabric.clone(),
+            Self::Kvm(kvm) => Arc::new(KvmLines(kvm.vm.clone())),
+        }
+    }
+
+    /// Where functions send their interrupt messages.
+    pub fn messages(&self) -> Arc<dyn MsiSink> {
         match self {
             Self::Soft(soft) => soft.fabric.clone(),
             Self::Kvm(kvm) => Arc::new(KvmLines(kvm.vm.clone())),
@@ -225,6 +234,14 @@ impl IrqSink for KvmLines {
     fn set_line(&self, line: u32, level: bool) {
         if let Err(error) = self.0.set_irq_line(line, level) {
             log::error!("interrupt line {line}: {error}");
+        }
+    }
+}
+
+impl MsiSink for KvmLines {
+    fn send(&self, address: u64, data: u32) {
+        if let Err(error) = self.0.signal_msi(address, data) {
+            log::debug!("interrupt message {data:#x} to {address:#x}: {error}");
         }
     }
 }

@@ -22,8 +22,22 @@ pub enum BuildError {
     /// A file that is no firmware.
     #[error(transparent)]
     Firmware(#[from] FirmwareError),
-    /// A file that cannot be written.
-    #[error("cannot write {}: {source}", path.display())]
+    /// An image that cannot be a disk.
+    #[error("{} is no disk: {reason}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// More devices than the bus has slots.
+    #[error("{0} devices are too many: the PCI bus has 31 slots")]
+    Slots(usize),
+    /// A PCI function that cannot be: a defect.
+    #[error(transparent)]
+    Pci(#[from] devices::pci::ConfigError),
+    /// A file that cannot be opened or written.
+    #[error("cannot open {}: {source}", path.display())]
     Output {
         /// The file.
         path: PathBuf,

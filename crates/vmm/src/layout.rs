@@ -8,6 +8,7 @@
 //! 0x0010_0000  RAM up to 3 GiB
 //! 0xc000_0000  32-bit PCI window
 //! 0xe000_0000  PCI configuration space (ECAM), reserved even where it is off
+//! 0xf000_0000  more of the 32-bit PCI window
 //! 0xfec0_0000  I/O APIC; 0xfed0_0000 HPET; 0xfee0_0000 local APIC
 //! 4 GiB        the rest of the RAM, then the 64-bit PCI window
 //! ```
@@ -40,6 +41,8 @@ pub const HIGH_RAM_START: u64 = 0x10_0000;
 pub const MMIO_HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// The window for 32-bit PCI memory.
 pub const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
+/// More of it above the configuration space, where firmware puts what it finds.
+pub const PCI_MMIO32_HIGH: Range<u64> = 0xf000_0000..0xfec0_0000;
 /// The window of the PCI configuration space: 256 buses of 1 MiB.
 pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
 /// The HPET's registers.

@@ -27,6 +27,7 @@ pub mod machine;
 pub mod outcome;
 pub mod output;
 pub mod platform;
+mod pci_devices;
 mod registers;
 mod smbios;
 mod start;

@@ -14,7 +14,7 @@ use engine::{Attention, HostTime, Space, TimeSource, VcpuState};
 use exits::{Detail, Ledger, Report};
 use guest_memory::GuestMemory;
 
-use crate::acpi_tables::{self, AcpiConfig};
+use crate::acpi_tables::{self, AcpiConfig, Ecam};
 use crate::config::{Boot, ConfigError, MachineConfig};
 use crate::engines::Engine;
 use crate::error::BuildError;
@@ -25,6 +25,7 @@ use crate::layout;
 use crate::ledger_bus::LedgerBus;
 use crate::outcome::{Ending, Outcome, StopReason};
 use crate::output::{Output, OutputThread};
+use crate::pci_devices;
 use crate::platform::{Platform, PlatformConfig, PowerButton};
 use crate::sleep::{self, Sleep};
 use crate::start;
@@ -104,6 +105,8 @@ impl Machine {
             memory: &memory,
             cpus: config.cpus,
             fw_cfg: &fw_cfg,
+            messages: engine.messages(),
+            pci_devices: pci_devices::devices(config)?,
             attribute_map: start::attribute_map(&memory, &engine, &attentions),
             debug_console,
             debug_exit: config.debug_exit,
@@ -223,7 +226,8 @@ fn restart(engine: &Arc<Engine>, bus: &Arc<MachineBus>, memory: &GuestMemory) ->
 fn describe(config: &MachineConfig, engine: &Engine, memory: &GuestMemory) -> Result<AcpiConfig, BuildError> {
     let by_kernel = matches!(config.boot, Boot::Kernel(_));
     let suspend = by_kernel && engine.can_sleep();
-    let acpi = AcpiConfig { cpus: config.cpus, ecam: None, pci_mmio64: None, suspend };
+    let ecam = Ecam { base: layout::PCI_ECAM.start, last_bus: pci_devices::LAST_BUS };
+    let acpi = AcpiConfig { cpus: config.cpus, ecam: Some(ecam), pci_mmio64: None, suspend };
     if by_kernel {
         acpi_tables::build(&acpi)?.write(memory)?;
     }

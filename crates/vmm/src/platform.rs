@@ -12,7 +12,7 @@ use devices::fw_cfg::FwCfgConfig;
 use devices::hpet::{self, Hpet, LegacyLine};
 use devices::i8042::{self, I8042};
 use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
-use devices::pci::{self, ConfigPorts, HostBridge, PamEffect, PciBus};
+use devices::pci::{self, ConfigPorts, HostBridge, MsiSink, PamEffect, PciBus};
 use devices::pit;
 use devices::request::{MachineRequest, RequestSink};
 use devices::reset::{self, ResetControl, SystemControlA};
@@ -27,6 +27,7 @@ use crate::input::{Input, Port};
 use crate::layout;
 use crate::outcome::Ending;
 use crate::output::Output;
+use crate::pci_devices::{self, Wiring};
 use crate::sleep::Sleep;
 
 /// COM3's first port; it shares COM1's interrupt.
@@ -50,6 +51,10 @@ pub struct PlatformConfig<'a> {
     pub fw_cfg: &'a FwCfgConfig,
     /// What carries out the host bridge's attribute map, where there is one.
     pub attribute_map: Option<PamEffect>,
+    /// Where interrupt messages go.
+    pub messages: Arc<dyn MsiSink>,
+    /// What is on the PCI bus besides the host bridge.
+    pub pci_devices: Vec<Box<dyn virtio::Device>>,
     /// The console that firmware writes its messages to.
     pub debug_console: Option<DebugConsole>,
     /// The port whose value ends the run.
@@ -108,7 +113,10 @@ impl Platform {
             bus.insert_window(window, "i8042", keyboard.clone())?;
         }
         let bridge = config.attribute_map.map_or_else(HostBridge::new, HostBridge::with_pam);
-        add_pci_and_resets(&bus, bridge, &requests)?;
+        let pci = PciBus::with(bridge);
+        add_pci_and_resets(&bus, pci.clone(), &requests)?;
+        let wiring = Wiring { memory: config.memory, irqs: config.irqs.clone(), messages: config.messages };
+        pci_devices::attach(&bus, &pci, &wiring, config.pci_devices)?;
         let fw_cfg = fw_cfg::device(config.fw_cfg, config.memory);
         bus.insert(Space::Port, devices::fw_cfg::BASE, devices::fw_cfg::PORTS, "fw-cfg", shared(fw_cfg))?;
         if let Some(console) = config.debug_console {
@@ -198,8 +206,12 @@ fn cmos_config(memory_bytes: u64, cpus: u32) -> CmosConfig {
 }
 
 /// The PCI configuration ports, the reset port among them, and port 0x92.
-fn add_pci_and_resets(bus: &MachineBus, bridge: HostBridge, requests: &RequestSink) -> Result<(), BusError> {
-    let config_ports = ConfigPorts::new(PciBus::with(bridge), ResetControl::new(requests.clone()));
+fn add_pci_and_resets(
+    bus: &MachineBus,
+    pci_bus: Arc<PciBus>,
+    requests: &RequestSink,
+) -> Result<(), BusError> {
+    let config_ports = ConfigPorts::new(pci_bus, ResetControl::new(requests.clone()));
     bus.insert(Space::Port, pci::CONFIG_BASE, pci::CONFIG_PORTS, "pci", shared(config_ports))?;
     let system_control = shared(SystemControlA::new(requests.clone()));
     bus.insert(Space::Port, reset::SYSTEM_CONTROL_A_PORT, 1, "system-control", system_control)
@@ -238,6 +250,8 @@ mod tests {
             cpus: 1,
             fw_cfg: &FwCfgConfig::default(),
             attribute_map: None,
+            messages: devices::pci::RecordedMessages::new(),
+            pci_devices: Vec::new(),
             debug_console: None,
             debug_exit,
             testdev: true,

@@ -85,7 +85,7 @@ fn cpu_device(cpu: u32) -> Raw {
 fn pci_root(config: &AcpiConfig) -> Raw {
     let hid = if config.ecam.is_some() { "PNP0A08" } else { "PNP0A03" };
     let last_bus = config.ecam.map_or(0xff, |ecam| u16::from(ecam.last_bus));
-    let mmio32 = &layout::PCI_MMIO32;
+    let (mmio32, high) = (&layout::PCI_MMIO32, &layout::PCI_MMIO32_HIGH);
     let mut windows: Vec<Box<dyn Aml>> = vec![
         Box::new(AddressSpace::new_bus_number(0u16, last_bus)),
         // The configuration ports are the bridge's own; the rest of the port space is passed on.
@@ -93,6 +93,7 @@ fn pci_root(config: &AcpiConfig) -> Raw {
         Box::new(AddressSpace::new_io(0u16, 0xcf7, None)),
         Box::new(AddressSpace::new_io(0xd00u16, 0xffff, None)),
         Box::new(memory_window(mmio32.start as u32, (mmio32.end - 1) as u32)),
+        Box::new(memory_window(high.start as u32, (high.end - 1) as u32)),
     ];
     if let Some(Range { start, end }) = config.pci_mmio64.clone().filter(|window| !window.is_empty()) {
         windows.push(Box::new(memory_window(start, end - 1)));
