@@ -19,6 +19,8 @@ Examples:
                                             run a command in it; its output, its status
   ringside run --guest debian-cloud --memory 1G --exits json=exits.json
   ringside run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
+  ringside run --package python3 --exec 'python3 --version'
+                                            with Debian's packages in the guest
   echo 'dmesg | tail' | ringside            a script on stdin; its end powers off
   ringside guest list                       the guests that can be had by name
 
@@ -93,13 +95,20 @@ pub enum GuestCommand {
         /// Which one; see `ringside guest list`
         #[arg(default_value = DEFAULT_GUEST)]
         name: String,
+        /// Also these Debian packages and what they need, for `ringside run --package`
+        #[arg(long = "package", value_name = "NAME", value_delimiter = ',', value_parser = package_name)]
+        packages: Vec<String>,
     },
     /// List the guests that there are, and which of them are here
     List,
-    /// Remove a guest from the cache folder
+    /// Remove a guest from the cache folder, or the packages of all guests
     Remove {
         /// Which one
-        name: String,
+        #[arg(required_unless_present = "packages")]
+        name: Option<String>,
+        /// Remove what was fetched for --package
+        #[arg(long)]
+        packages: bool,
     },
 }
 
@@ -115,6 +124,9 @@ pub struct RunArgs {
     /// Give the kernel this initial RAM disk; a Multiboot image has it as its module
     #[arg(long, value_name = "FILE", help_heading = "Guest")]
     pub initrd: Option<PathBuf>,
+    /// Give a Multiboot image this file as its next module, with the arguments behind its name: 'FILE ARGUMENTS'
+    #[arg(long, value_name = "FILE", requires = "kernel", value_parser = module, help_heading = "Guest")]
+    pub module: Vec<ModuleConfig>,
     /// Start this BIOS image instead of a kernel, such as SeaBIOS; its screen and keyboard are the serial port
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "initrd", "exec", "cmdline", "boot"])]
     #[arg(help_heading = "Guest")]
@@ -124,9 +136,6 @@ pub struct RunArgs {
     pub boot_menu: u16,
     /// Boot this guest; see `ringside guest list`
     #[arg(long, value_name = "NAME", conflicts_with_all = ["kernel", "firmware"], help_heading = "Guest")]
-    /// Give a Multiboot image this file as its next module, with the arguments behind its name: 'FILE ARGUMENTS'
-    #[arg(long, value_name = "FILE", requires = "kernel", value_parser = module, help_heading = "Guest")]
-    pub module: Vec<ModuleConfig>,
     #[arg(default_value = DEFAULT_GUEST)]
     #[arg(default_value_ifs = [("kernel", IsPresent, None), ("firmware", IsPresent, None)])]
     pub guest: Option<String>,
@@ -135,6 +144,13 @@ pub struct RunArgs {
     /// With --kernel it is the whole command line; with a named guest it is appended to the guest's own.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true, help_heading = "Guest")]
     pub cmdline: Option<String>,
+    /// Put Debian packages into the guest, with what they need: python3 or gcc,libc6-dev; may be given more than once
+    ///
+    /// They are fetched through apt once and kept in the cache folder. Nothing of them is run on the host: their files
+    /// are unpacked into the guest's initramfs, without manuals and translations. Recommended packages are not added.
+    #[arg(long = "package", value_name = "NAME", value_delimiter = ',', value_parser = package_name)]
+    #[arg(conflicts_with_all = ["kernel", "initrd"], help_heading = "Guest")]
+    pub packages: Vec<String>,
     /// Run a shell command in the guest instead of a shell; only its output goes to stdout, its status is ours
     #[arg(long, value_name = "COMMAND", conflicts_with = "kernel", allow_hyphen_values = true)]
     #[arg(value_parser = exec_command, help_heading = "Guest")]
@@ -143,10 +159,9 @@ pub struct RunArgs {
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = "Guest")]
     pub boot: Boot,
 
-    /// RAM, in bytes or with K, M, G (binary): 512M, 4G
-    #[arg(long, short, value_name = "SIZE", default_value = "512M", value_parser = memory_size)]
-    #[arg(help_heading = "Machine")]
-    pub memory: u64,
+    /// RAM, in bytes or with K, M, G (binary): 512M, 4G [default: 512M, and more with large packages]
+    #[arg(long, short, value_name = "SIZE", value_parser = memory_size, help_heading = "Machine")]
+    pub memory: Option<u64>,
     /// Virtual CPUs, 1 to 64; each is a thread
     #[arg(long, short, value_name = "N", default_value = "1", value_parser = cpu_count, help_heading = "Machine")]
     pub cpus: u32,
@@ -172,6 +187,14 @@ pub struct RunArgs {
     /// 0xff000000 are memory.
     #[arg(long, help_heading = "Machine")]
     pub testdev: bool,
+    /// A disk: path=FILE[,readonly=on|off][,serial=TEXT]; the file's bytes are the disk's
+    ///
+    /// May be given more than once. It is a virtio block device on the PCI bus.
+    #[arg(long, value_name = "path=FILE,...", value_parser = disk, help_heading = "Machine")]
+    pub disk: Vec<DiskConfig>,
+    /// Give the guest random bytes of the host through a virtio entropy device
+    #[arg(long, help_heading = "Machine")]
+    pub rng: bool,
     /// Add a file to the firmware configuration device: name=NAME,file=FILE or name=NAME,string=TEXT
     ///
     /// May be given more than once. SeaBIOS reads bootorder, etc/boot-menu-wait, floppyimg/NAME and others.
@@ -187,14 +210,6 @@ pub struct RunArgs {
     /// The exit ledger: `table` on stderr at the end, `json=FILE`, or `off`
     ///
     /// Each VM exit is counted by reason and by device register, with its handling time. May be given more than once.
-    /// A disk: path=FILE[,readonly=on|off][,serial=TEXT]; the file's bytes are the disk's
-    ///
-    /// May be given more than once. It is a virtio block device on the PCI bus.
-    #[arg(long, value_name = "path=FILE,...", value_parser = disk, help_heading = "Machine")]
-    pub disk: Vec<DiskConfig>,
-    /// Give the guest random bytes of the host through a virtio entropy device
-    #[arg(long, help_heading = "Machine")]
-    pub rng: bool,
     /// The default is `table`, and `off` with --exec.
     #[arg(long, value_name = "FORMAT", help_heading = "Reports")]
     pub exits: Vec<ExitsFormat>,
@@ -283,6 +298,14 @@ impl RunArgs {
     }
 }
 
+fn package_name(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '+' | '-' | '.');
+    match text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("it is not a Debian package's name".into()),
+    }
+}
+
 fn memory_size(text: &str) -> Result<u64, String> {
     match size::parse(text)? {
         0 => Err(format!("a machine without memory cannot run: give at least {}", size::display(MIN_MEMORY))),
@@ -315,6 +338,39 @@ fn port(text: &str) -> Result<u16, String> {
     parsed.map_err(|_| "write a port number from 0 to 0xffff".into())
 }
 
+fn disk(text: &str) -> Result<DiskConfig, String> {
+    let mut disk = DiskConfig { path: PathBuf::new(), read_only: false, serial: String::new() };
+    for option in text.split(',') {
+        match option.split_once('=') {
+            Some(("path", path)) => disk.path = path.into(),
+            Some(("serial", serial)) if serial.len() <= 20 => disk.serial = serial.into(),
+            Some(("serial", _)) => return Err("a serial number has at most 20 bytes".into()),
+            Some(("readonly", "on")) => disk.read_only = true,
+            Some(("readonly", "off")) => disk.read_only = false,
+            Some(("readonly", _)) => return Err("readonly is on or off".into()),
+            Some(("format", "raw")) => {}
+            Some(("format", format)) => return Err(format!("the format {format} is not known: raw is")),
+            _ => {
+                return Err(format!(
+                    "{option:?} is no option of a disk: path=FILE, readonly=on, serial=TEXT"
+                ));
+            }
+        }
+    }
+    if disk.path.as_os_str().is_empty() {
+        return Err("a disk needs a file: path=FILE".into());
+    }
+    Ok(disk)
+}
+
+fn module(text: &str) -> Result<ModuleConfig, String> {
+    let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
+    if path.is_empty() {
+        return Err("a module begins with its file's name".into());
+    }
+    Ok(ModuleConfig { path: path.into(), arguments: arguments.to_owned() })
+}
+
 fn fw_cfg_file(text: &str) -> Result<FwCfgFile, String> {
     let usage = "write name=NAME,file=FILE or name=NAME,string=TEXT";
     let given = text.strip_prefix("name=").and_then(|rest| rest.split_once(','));
@@ -338,45 +394,6 @@ fn exec_command(text: &str) -> Result<String, String> {
 }
 
 #[cfg(test)]
-fn disk(text: &str) -> Result<DiskConfig, String> {
-    let mut disk = DiskConfig { path: PathBuf::new(), read_only: false, serial: String::new() };
-    for option in text.split(',') {
-        match option.split_once('=') {
-            Some(("path", path)) => disk.path = path.into(),
-            Some(("serial", serial)) if serial.len() <= 20 => disk.serial = serial.into(),
-            Some(("serial", _)) => return Err("a serial number has at most 20 bytes".into()),
-            Some(("readonly", "on")) => disk.read_only = true,
-            Some(("readonly", "off")) => disk.read_only = false,
-            Some(("readonly", _)) => return Err("readonly is on or off".into()),
-            Some(("format", "raw")) => {}
-            Some(("format", format)) => return Err(format!("the format {format} is not known: raw is")),
-            _ => {
-                return Err(format!("{option:?} is no option of a disk: path=FILE, readonly=on, serial=TEXT"));
-            }
-        }
-    }
-    if disk.path.as_os_str().is_empty() {
-        return Err("a disk needs a file: path=FILE".into());
-    }
-    Ok(disk)
-}
-
-fn module(text: &str) -> Result<ModuleConfig, String> {
-    let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
-    if path.is_empty() {
-        return Err("a module begins with its file's name".into());
-    }
-    Ok(ModuleConfig { path: path.into(), arguments: arguments.to_owned() })
-}
-
-fn module(text: &str) -> Result<ModuleConfig, String> {
-    let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
-    if path.is_empty() {
-        return Err("a module begins with its file's name".into());
-    }
-    Ok(ModuleConfig { path: path.into(), arguments: arguments.to_owned() })
-}
-
 mod tests {
     use super::*;
 
@@ -402,7 +419,7 @@ mod tests {
     #[test]
     fn nothing_at_all_boots_the_default_guest() {
         let run = parse(&[]).unwrap();
-        assert_eq!((run.guest.as_deref(), run.memory, run.cpus), (Some(DEFAULT_GUEST), 512 << 20, 1));
+        assert_eq!((run.guest.as_deref(), run.memory, run.cpus), (Some(DEFAULT_GUEST), None, 1));
         assert_eq!(run.exits_reports(), Ok(vec![ExitsFormat::Table]));
     }
 
@@ -411,7 +428,7 @@ mod tests {
         for prefix in [&[][..], &["run"]] {
             let run =
                 parse(&[prefix, &["--memory", "1G", "--cpus=4", "--exec", "-x; exit 3"]].concat()).unwrap();
-            assert_eq!((run.memory, run.cpus, run.exec.as_deref()), (1 << 30, 4, Some("-x; exit 3")));
+            assert_eq!((run.memory, run.cpus, run.exec.as_deref()), (Some(1 << 30), 4, Some("-x; exit 3")));
             assert_eq!(run.exits_reports(), Ok(vec![]));
         }
     }
@@ -443,21 +460,6 @@ mod tests {
     }
 
     #[test]
-    fn files_for_fw_cfg_have_a_name_and_contents() {
-        let run = parse(&["--fw-cfg", "name=opt/a,string=b,c=d", "--fw-cfg", "name=x,file=a,b"]).unwrap();
-        let file = |name: &str, source| FwCfgFile { name: name.into(), source };
-        let expected =
-            [file("opt/a", FwCfgSource::Text("b,c=d".into())), file("x", FwCfgSource::File("a,b".into()))];
-        assert_eq!(run.fw_cfg, expected);
-        for bad in ["", "opt/a", "name=a", "name=a,file=", "name=a,value=1", "file=a,name=b"] {
-            assert!(refused(&["--fw-cfg", bad]).contains("name=NAME"), "{bad}");
-        }
-    }
-
-    #[test]
-    fn bad_values_are_refused_by_name_before_anything_is_built() {
-        for (option, value, why) in [
-    #[test]
     fn disks_have_a_file_and_options() {
         let run = parse(&["--disk", "path=a.img", "--disk", "path=b,readonly=on,serial=S1"]).unwrap();
         let disk = |path: &str, read_only, serial: &str| DiskConfig {
@@ -487,6 +489,21 @@ mod tests {
         assert!(refused(&["--kernel", "k", "--module", " x"]).contains("file's name"));
     }
 
+    #[test]
+    fn files_for_fw_cfg_have_a_name_and_contents() {
+        let run = parse(&["--fw-cfg", "name=opt/a,string=b,c=d", "--fw-cfg", "name=x,file=a,b"]).unwrap();
+        let file = |name: &str, source| FwCfgFile { name: name.into(), source };
+        let expected =
+            [file("opt/a", FwCfgSource::Text("b,c=d".into())), file("x", FwCfgSource::File("a,b".into()))];
+        assert_eq!(run.fw_cfg, expected);
+        for bad in ["", "opt/a", "name=a", "name=a,file=", "name=a,value=1", "file=a,name=b"] {
+            assert!(refused(&["--fw-cfg", bad]).contains("name=NAME"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn bad_values_are_refused_by_name_before_anything_is_built() {
+        for (option, value, why) in [
             ("--memory", "0", "without memory"),
             ("--memory", "1K", "at least 16 MiB"),
             ("--memory", "900T", "the most is"),
@@ -495,16 +512,6 @@ mod tests {
             ("--cpus", "300", "the most is 64"),
             ("--cpus", "-1", ""),
             ("--cpus", "two", "a number from 1 to 64"),
-    #[test]
-    fn modules_have_a_file_and_arguments() {
-        let run = parse(&["--kernel", "k", "--module", "a b c", "--module", "d"]).unwrap();
-        let module =
-            |path: &str, arguments: &str| ModuleConfig { path: path.into(), arguments: arguments.into() };
-        assert_eq!(run.module, [module("a", "b c"), module("d", "")]);
-        assert!(refused(&["--module", "a"]).contains("--kernel"));
-        assert!(refused(&["--kernel", "k", "--module", " x"]).contains("file's name"));
-    }
-
             ("--debug-exit", "0x10000", "port number"),
             ("--debug-exit", "f4", "port number"),
             ("--exits", "json", "json=FILE"),
@@ -512,6 +519,7 @@ mod tests {
             ("--engine", "tcg", "possible values"),
             ("--boot", "bios", "possible values"),
             ("--exec", " ", "empty"),
+            ("--package", "Not a name", "not a Debian package's name"),
         ] {
             let message = refused(&[&format!("{option}={value}")]);
             assert!(message.contains(option) && message.contains(why), "{message}");
@@ -523,6 +531,15 @@ mod tests {
     fn ports_are_hexadecimal_or_decimal() {
         assert_eq!(parse(&["--debug-exit", "0xf4"]).unwrap().debug_exit, Some(0xf4));
         assert_eq!(parse(&["--debug-exit", "244"]).unwrap().debug_exit, Some(0xf4));
+    }
+
+    #[test]
+    fn packages_add_up_and_need_a_guest_of_the_catalog() {
+        let run = parse(&["--package", "gcc,libc6-dev", "--package=python3"]).unwrap();
+        assert_eq!(run.packages, ["gcc", "libc6-dev", "python3"]);
+        assert!(refused(&["--package", "gcc", "--kernel", "k"]).contains("--package"));
+        assert!(refused(&["--package", "gcc", "--initrd", "i"]).contains("--initrd"));
+        assert!(refused(&["--package", "gcc,"]).contains("--package"));
     }
 
     #[test]

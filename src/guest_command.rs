@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 
 use anyhow::bail;
-use ringside::guest;
+use ringside::guest::{self, software};
 
 use crate::cli::GuestCommand;
 use crate::size;
@@ -15,16 +15,27 @@ use crate::size;
 /// What keeps it from being done.
 pub fn run(command: &GuestCommand) -> anyhow::Result<u8> {
     match command {
-        GuestCommand::Fetch { name } => {
-            let files = guest::fetch(name, &mut *guest::to_stderr())?;
+        GuestCommand::Fetch { name, packages } => {
+            let progress = &mut *guest::to_stderr();
+            let files = guest::fetch(name, progress)?;
             eprintln!("{name} {} is in {}", files.version, folder(&files));
-        }
-        GuestCommand::List => print(&table(&guest::list()?))?,
-        GuestCommand::Remove { name } => {
-            if !guest::remove(name)? {
-                bail!("the guest {name} is not here");
+            if !packages.is_empty() {
+                let software = software::with_packages(name, &files, packages, progress)?;
+                let (count, bytes) = (software.packages.len(), size::display(software.bytes));
+                eprintln!("{count} packages, {bytes}: {}", software.packages.join(", "));
             }
-            eprintln!("{name} is removed");
+        }
+        GuestCommand::List => print(&table(&guest::list()?, software::bytes()))?,
+        GuestCommand::Remove { name, packages } => {
+            if *packages {
+                eprintln!("{} of packages are removed", size::display(software::remove_all()?));
+            }
+            if let Some(name) = name {
+                if !guest::remove(name)? {
+                    bail!("the guest {name} is not here");
+                }
+                eprintln!("{name} is removed");
+            }
         }
     }
     Ok(0)
@@ -34,7 +45,7 @@ fn folder(files: &guest::GuestFiles) -> String {
     files.kernel.parent().map(|folder| folder.display().to_string()).unwrap_or_default()
 }
 
-fn table(guests: &[guest::Listed]) -> String {
+fn table(guests: &[guest::Listed], packages: u64) -> String {
     let mut text = String::new();
     for listed in guests {
         let here = match &listed.files {
@@ -42,6 +53,9 @@ fn table(guests: &[guest::Listed]) -> String {
             None => "not fetched".into(),
         };
         let _ = writeln!(text, "{:<14} {here:<28} {}", listed.guest.name, listed.guest.description);
+    }
+    if packages > 0 {
+        let _ = writeln!(text, "{:<14} {:<28} for --package", "packages", size::display(packages));
     }
     text
 }

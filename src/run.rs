@@ -58,9 +58,13 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
     Ok(exit_status::of(&summary.outcome, args.exec.is_some()))
 }
 
+/// RAM where nothing else is asked for, in bytes.
+const DEFAULT_MEMORY: u64 = 512 << 20;
+
 /// The plain data that the machine is made from.
 fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     let named = args.guest.as_deref().unwrap_or(DEFAULT_GUEST);
+    let mut packages = 0;
     let boot = match (&args.firmware, &args.kernel) {
         (Some(image), _) => config::Boot::Firmware(FirmwareConfig {
             image: image.clone(),
@@ -69,15 +73,15 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         (None, Some(kernel)) => config::Boot::Kernel(BootConfig {
             kernel: kernel.clone(),
             initrd: args.initrd.clone(),
+            modules: args.module.clone(),
             overlay: Vec::new(),
             cmdline: args.cmdline.clone().unwrap_or_default(),
             protocol: protocol(args.boot),
         }),
-            modules: args.module.clone(),
-        (None, None) => config::Boot::Kernel(named_guest(args, find_guest(named)?)),
+        (None, None) => config::Boot::Kernel(named_guest(args, with_packages(args, named, &mut packages)?)),
     };
     let config = MachineConfig {
-        memory: args.memory,
+        memory: args.memory.unwrap_or_else(|| memory_with(packages)),
         cpus: args.cpus,
         cpu: cpu_model(args),
         engine: match args.engine {
@@ -89,12 +93,12 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         },
         jit: translation(args.jit),
         boot,
+        disks: args.disk.clone(),
+        rng: args.rng,
         fw_cfg: args.fw_cfg.clone(),
         debug_console: args.debug_console.clone(),
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
         testdev: args.testdev,
-        disks: args.disk.clone(),
-        rng: args.rng,
         ledger,
     };
     config.check()?;
@@ -134,6 +138,23 @@ fn find_guest(name: &str) -> anyhow::Result<GuestFiles> {
     Ok(guest::fetch(name, &mut *guest::to_stderr())?)
 }
 
+/// The guest, with the packages that are asked for in its initramfs; `bytes` becomes what they take.
+fn with_packages(args: &RunArgs, name: &str, bytes: &mut u64) -> anyhow::Result<GuestFiles> {
+    let mut files = find_guest(name)?;
+    if !args.packages.is_empty() {
+        let progress = &mut *guest::to_stderr();
+        let software = guest::software::with_packages(name, &files, &args.packages, progress)?;
+        (files.initrd, *bytes) = (software.initrd, software.bytes);
+    }
+    Ok(files)
+}
+
+/// The RAM of a guest with so many bytes of packages. While the kernel unpacks them they are there twice, and it lets its
+/// first file system have half of the RAM.
+fn memory_with(packages: u64) -> u64 {
+    DEFAULT_MEMORY + (3 * packages).next_multiple_of(64 << 20)
+}
+
 fn named_guest(args: &RunArgs, files: GuestFiles) -> BootConfig {
     let mut cmdline = files.cmdline;
     if args.exec.is_none()
@@ -152,6 +173,7 @@ fn named_guest(args: &RunArgs, files: GuestFiles) -> BootConfig {
         // The stub is the packed kernel's.
         kernel: if args.boot == Boot::Stub { files.bzimage } else { files.kernel },
         initrd: Some(args.initrd.clone().unwrap_or(files.initrd)),
+        modules: Vec::new(),
         overlay: args.exec.as_deref().map(guest::initramfs::exec_overlay).unwrap_or_default(),
         cmdline,
         protocol: protocol(args.boot),
@@ -173,7 +195,6 @@ fn lines(args: &RunArgs, input: &Input) -> Vec<SerialLine> {
     ]
 }
 
-        modules: Vec::new(),
 /// Says how the run ended, where that is not what one expects.
 fn tell(summary: &Summary, args: &RunArgs, terminal: bool) {
     // The guest may have left the cursor within a line.

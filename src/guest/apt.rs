@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use super::{Guest, GuestError, Progress, sources};
 
@@ -88,6 +89,52 @@ pub fn fetch_named(
     let apt = Apt::new(folder)?;
     apt.update(&lists, progress)?;
     names.iter().map(|name| apt.download(&apt.show(name)?, progress)).collect()
+}
+
+/// A package that was fetched as a dependency or by its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// The file.
+    pub file: PathBuf,
+}
+
+/// How long the package lists are used before they are read anew.
+const LISTS_FRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// Fetches packages and all that they depend on into `folder`, where what is there already is used again. No other
+/// call may work on that folder.
+///
+/// # Errors
+/// [`GuestError::Apt`] with apt's sentence for a package that there is not; otherwise as [`fetch`].
+pub fn fetch_with_dependencies(
+    names: &[String],
+    folder: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Fetched>, GuestError> {
+    if let Some(name) = names.iter().find(|name| !is_package_name(name)) {
+        return Err(GuestError::package(name, "this is no package's name"));
+    }
+    let apt = Apt::new(folder)?;
+    let stamp = folder.join("updated");
+    let age = fs::metadata(&stamp).and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+    let mut fresh = false;
+    loop {
+        if fresh || age.is_none_or(|age| age > LISTS_FRESH) {
+            let os_release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+            apt.update(&sources::candidates(Path::new("/etc/apt"), &os_release), progress)?;
+            apt.write("updated", "")?;
+            fresh = true;
+        }
+        match apt.download_all(names, progress) {
+            // The archive may have newer ones than the lists say.
+            Err(GuestError::Apt { .. }) if !fresh => fresh = true,
+            result => return result,
+        }
+    }
 }
 
 /// The package `linux-image-VERSION` that the metapackage depends on.
@@ -212,6 +259,49 @@ impl<'a> Apt<'a> {
         parse_record(&text).ok_or_else(|| GuestError::package(name, "Debian's lists do not describe it"))
     }
 
+    /// Downloads packages with their dependencies, which apt compares with the hashes in the signed lists.
+    fn download_all(
+        &self,
+        names: &[String],
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Fetched>, GuestError> {
+        let what = format!("fetch {}", names.join(", "));
+        let install = |options: &[&str]| {
+            let mut command = self.command("apt-get");
+            command.args(["-qq", "-y", "--no-install-recommends", "-oDebug::NoLocking=1"]).args(options);
+            command.arg("install").args(names);
+            command
+        };
+        let plan = run(&mut install(&["--simulate"]), "apt-get", &what, |_| {})?;
+        let missing = run(&mut install(&["--print-uris"]), "apt-get", &what, |_| {})?;
+        let bytes: u64 = missing.lines().filter_map(listed_size).sum();
+        if bytes > 0 {
+            progress.begin(&format!("Fetching {} with what they need", names.join(", ")), Some(bytes));
+            let mut download = install(&["--download-only", "-oAPT::Status-Fd=1"]);
+            let result = run(&mut download, "apt-get", &what, |line| {
+                if let Some(percent) = download_percent(line) {
+                    progress.advance((bytes as f64 * percent / 100.0) as u64);
+                }
+            });
+            progress.end();
+            result?;
+        }
+        let archives = self.folder.join("cache/archives");
+        let planned = plan.lines().filter_map(planned_package);
+        let packages: Vec<Fetched> = planned
+            .map(|(name, version, architecture)| {
+                let file = format!("{name}_{}_{architecture}.deb", version.replace(':', "%3a"));
+                Fetched { name, version, file: archives.join(file) }
+            })
+            .collect();
+        match packages.iter().find(|package| !package.file.exists()) {
+            Some(package) => {
+                Err(GuestError::package(&package.name, "apt fetched it, but the file is not there"))
+            }
+            None => Ok(packages),
+        }
+    }
+
     /// Downloads a package; apt compares it with the hash in the signed list.
     fn download(&self, record: &Record, progress: &mut dyn Progress) -> Result<Package, GuestError> {
         let folder = self.folder.join("packages");
@@ -238,6 +328,23 @@ impl<'a> Apt<'a> {
         let Record { name, version, sha256, .. } = record.clone();
         Ok(Package { name, version, size, sha256, file })
     }
+}
+
+/// What `apt-get --simulate` would install: `Inst NAME (VERSION ORIGIN [ARCHITECTURE])`, with what it waits for behind.
+fn planned_package(line: &str) -> Option<(String, String, String)> {
+    let (name, rest) = line.strip_prefix("Inst ")?.split_once(" (")?;
+    let inner = rest.split(')').next()?;
+    let version = inner.split_whitespace().next()?;
+    let architecture = inner.rsplit_once('[')?.1.strip_suffix(']')?;
+    let plain = |text: &str| !text.is_empty() && !text.contains(['/', ' ']);
+    let name = name.split_once(':').map_or(name, |(name, _)| name);
+    (is_package_name(name) && plain(version) && plain(architecture))
+        .then(|| (name.to_owned(), version.to_owned(), architecture.to_owned()))
+}
+
+/// The size in a line of `apt-get --print-uris`: `'URI' FILE SIZE HASH`.
+fn listed_size(line: &str) -> Option<u64> {
+    line.strip_prefix('\'')?.split_once("' ")?.1.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The share that apt says it has: `dlstatus:1:42.5:Retrieving file 1 of 1`.
@@ -325,6 +432,33 @@ mod tests {
         assert!(parse_record("Package: a\nVersion: 1\nSize: -1\nSHA256: x").is_none());
         assert!(parse_record("").is_none());
         assert!(kernel_of("m", &Record::default()).unwrap_err().to_string().contains("no kernel"));
+    }
+
+    #[test]
+    fn what_apt_plans_is_read_line_by_line() {
+        let line = "Inst libc6 (2.36-9+deb12u14 Debian:12.15/oldstable, Debian-Security:12/x [amd64]) [libgcc-s1:amd64 ]";
+        let planned =
+            |line| planned_package(line).map(|(name, version, of)| format!("{name} {version} {of}"));
+        assert_eq!(planned(line).as_deref(), Some("libc6 2.36-9+deb12u14 amd64"));
+        assert_eq!(
+            planned("Inst media-types (10.0.0 Debian:12 [all])").as_deref(),
+            Some("media-types 10.0.0 all")
+        );
+        assert_eq!(planned("Inst x (1/../2 Debian [all])"), None);
+        assert_eq!(planned("Conf libc6 (2.36 Debian [amd64])"), None);
+        assert_eq!(listed_size("'http://a/b_1%2b_amd64.deb' b_1+_amd64.deb 37472 MD5Sum:85"), Some(37472));
+        assert_eq!(listed_size("Reading package lists..."), None);
+    }
+
+    #[test]
+    fn a_name_that_apt_could_take_for_an_option_is_refused_before_apt_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["--purge", "a b", "x/stable", "x=1", "", "Upper"] {
+            let names = [name.to_owned()];
+            let error =
+                fetch_with_dependencies(&names, folder.path(), &mut super::super::Silent).unwrap_err();
+            assert!(error.to_string().contains("no package's name"), "{name}: {error}");
+        }
     }
 
     #[test]

@@ -48,6 +48,21 @@ pub(super) fn user_folder() -> Result<PathBuf, GuestError> {
         .ok_or(GuestError::NoCacheFolder)
 }
 
+/// Waits until no other process works on a folder; the lock holds until the file is dropped.
+///
+/// # Errors
+/// [`GuestError::File`] where it cannot be written.
+pub(super) fn lock_folder(folder: &Path, progress: &mut dyn Progress) -> Result<File, GuestError> {
+    let path = folder.join(".lock");
+    let file = File::create(&path).map_err(GuestError::file("write", &path))?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        progress.note("Waiting for another Ringside that works on the cache folder");
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|error| GuestError::file("lock", &path)(error.into()))?;
+    }
+    Ok(file)
+}
+
 impl Cache {
     /// The user's: `$RINGSIDE_CACHE`, else `$XDG_CACHE_HOME/ringside`, else `$HOME/.cache/ringside`.
     ///
@@ -176,14 +191,7 @@ impl Cache {
 
     /// Waits until no other process works on the folder.
     fn lock(&self, progress: &mut dyn Progress) -> Result<File, GuestError> {
-        let path = self.guests.join(".lock");
-        let file = File::create(&path).map_err(GuestError::file("write", &path))?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            progress.note("Waiting for another Ringside that works on the cache folder");
-            flock(&file, FlockOperation::LockExclusive)
-                .map_err(|error| GuestError::file("lock", &path)(error.into()))?;
-        }
-        Ok(file)
+        lock_folder(&self.guests, progress)
     }
 
     /// Removes what an interrupted fetch left. Called under the lock.

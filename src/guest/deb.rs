@@ -1,6 +1,7 @@
 //! Debian's binary packages: an `ar` archive of `debian-binary`, `control.tar.*` and `data.tar.*` (deb(5)).
 //!
-//! Nothing is unpacked to the disk: [`for_each_file`] walks the regular files, and whoever asks keeps what it wants.
+//! Nothing is unpacked to the disk: [`for_each_file`] walks the regular files and [`for_each_entry`] all that a package
+//! has, and whoever asks keeps what it wants.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -12,6 +13,8 @@ use super::GuestError;
 
 /// More than any package of the catalog unpacks to, in bytes: what a broken archive may at most make us read.
 const MAX_UNPACKED: u64 = 4 << 30;
+/// More than any package's control files have, in bytes.
+const MAX_CONTROL: u64 = 16 << 20;
 /// Bytes of an `ar` member's header.
 const AR_HEADER: usize = 60;
 
@@ -68,9 +71,95 @@ pub fn for_each_file(
     })
 }
 
+/// What an entry of a package is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A folder.
+    Folder,
+    /// A regular file.
+    File,
+    /// A symbolic link with its target.
+    Link(String),
+    /// Another name of the file at this path of the package.
+    SameAs(String),
+}
+
+/// One entry of a package.
+pub struct Entry<'a> {
+    /// Its path below the root, without a leading `./` and a trailing `/`.
+    pub path: &'a str,
+    /// What it is.
+    pub kind: Kind,
+    /// Permissions.
+    pub mode: u32,
+    /// Bytes of a file.
+    pub size: u64,
+    /// Its content.
+    pub reader: &'a mut dyn Read,
+}
+
+/// Calls `visit` for each entry of the package, in the archive's order; devices and the like are left out.
+///
+/// # Errors
+/// As [`for_each_file`].
+pub fn for_each_entry(
+    deb: &Path,
+    mut visit: impl FnMut(&mut Entry<'_>) -> io::Result<()>,
+) -> Result<(), GuestError> {
+    let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut walk = || -> io::Result<()> {
+        let mut archive = tar::Archive::new(member(open(deb)?, "data.tar")?.take(MAX_UNPACKED));
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+            let path = path_below_root(&path)?.trim_end_matches('/');
+            let target = entry.link_name_bytes().map(|target| String::from_utf8_lossy(&target).into_owned());
+            let kind = match (entry.header().entry_type(), target) {
+                (tar::EntryType::Directory, _) => Kind::Folder,
+                (tar::EntryType::Symlink, Some(target)) => Kind::Link(target),
+                (tar::EntryType::Link, Some(target)) => Kind::SameAs(path_below_root(&target)?.to_owned()),
+                (kind, _) if kind.is_file() => Kind::File,
+                _ => continue,
+            };
+            let (mode, size) = (entry.header().mode()? & 0o7777, entry.size());
+            visit(&mut Entry { path, kind, mode, size, reader: &mut entry })?;
+        }
+        io::copy(&mut archive.into_inner(), &mut io::sink()).map(drop)
+    };
+    walk().map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => GuestError::package(name, "it is cut short"),
+        _ => GuestError::package(name, error),
+    })
+}
+
+/// Reads a maintainer script, such as `postinst`; `None` where the package has none.
+///
+/// # Errors
+/// As [`for_each_file`].
+pub fn read_script(deb: &Path, script: &str) -> Result<Option<String>, GuestError> {
+    let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let read = || -> io::Result<Option<String>> {
+        let mut archive = tar::Archive::new(member(open(deb)?, "control.tar")?.take(MAX_CONTROL));
+        for entry in archive.entries()? {
+            let entry = entry?;
+            if path_below_root(&String::from_utf8_lossy(&entry.path_bytes()))? == script {
+                let mut bytes = Vec::new();
+                entry.take(MAX_CONTROL).read_to_end(&mut bytes)?;
+                return Ok(Some(String::from_utf8_lossy(&bytes).into_owned()));
+            }
+        }
+        Ok(None)
+    };
+    read().map_err(|error| GuestError::package(name, error))
+}
+
+fn open(deb: &Path) -> io::Result<Counted> {
+    Ok(Counted { file: File::open(deb)?, consumed: Rc::default() })
+}
+
 fn walk(file: File, visit: &mut dyn FnMut(&mut PackagedFile<'_>) -> io::Result<Walk>) -> io::Result<()> {
     let consumed = Rc::new(Cell::new(0));
-    let data = data_member(Counted { file, consumed: consumed.clone() })?;
+    let data = member(Counted { file, consumed: consumed.clone() }, "data.tar")?;
     // What is longer looks cut.
     let mut archive = tar::Archive::new(data.take(MAX_UNPACKED));
     for entry in archive.entries()? {
@@ -92,12 +181,18 @@ fn walk(file: File, visit: &mut dyn FnMut(&mut PackagedFile<'_>) -> io::Result<W
 
 /// The path below the package's root; an error for one that leaves it.
 fn clean_path(path: &str) -> io::Result<&str> {
+    let below = path_below_root(path)?;
+    Ok(below.strip_prefix("usr/").unwrap_or(below))
+}
+
+/// The same with its `usr/`.
+fn path_below_root(path: &str) -> io::Result<&str> {
     let below = path.trim_start_matches("./").trim_start_matches('/');
     let harmless = |component| matches!(component, Component::Normal(_) | Component::CurDir);
     if !Path::new(below).components().all(harmless) {
         return Err(invalid(format!("the path {path:?} leaves the package")));
     }
-    Ok(below.strip_prefix("usr/").unwrap_or(below))
+    Ok(below)
 }
 
 /// A file that counts what is read from it, or skipped.
@@ -122,8 +217,8 @@ impl Read for Counted {
     }
 }
 
-/// Finds `data.tar.*` and decompresses it.
-fn data_member(mut file: Counted) -> io::Result<Box<dyn Read>> {
+/// Finds the member whose name begins so (`data.tar`, `control.tar`) and decompresses it.
+fn member(mut file: Counted, beginning: &str) -> io::Result<Box<dyn Read>> {
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;
     if &magic != b"!<arch>\n" {
@@ -137,7 +232,7 @@ fn data_member(mut file: Counted) -> io::Result<Box<dyn Read>> {
         let size: u64 = field(48..58).parse().map_err(|_| invalid("its archive has a bad header"))?;
         let name = field(0..16);
         let name = name.trim_end_matches('/');
-        if let Some(compression) = name.strip_prefix("data.tar") {
+        if let Some(compression) = name.strip_prefix(beginning) {
             return decompress(compression, BufReader::with_capacity(1 << 16, file.take(size)));
         }
         file.skip(size + size % 2)?;

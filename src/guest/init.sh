@@ -1,7 +1,9 @@
-#!/bin/sh
+#!/bin/busybox sh
 # Process 1 of Ringside's default guests. Every process that is started here costs time before the shell, so this
 # uses what is built into the shell wherever it can.
-export PATH=/bin HOME=/root
+# Packages may bring programs of the same names with other ways: init's own are busybox's.
+export PATH=/ringside/bin HOME=/root
+programs=/usr/local/bin:/usr/bin:/bin
 export TERM="${TERM:-linux}"
 mount -t devtmpfs dev /dev
 cp -a /ringside/dev/. /dev/
@@ -38,7 +40,7 @@ if [ -f /ringside/exec ]; then
     else
         exec 4>&3
     fi
-    sh /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
+    PATH=$programs /ringside/bin/sh /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
     /ringside/report $? <&3 >&4
     # The machine has no debug-exit port.
     exec poweroff -f
@@ -54,5 +56,5 @@ stty rows "${LINES:-24}" cols "${COLUMNS:-80}" $echo
 unset LINES COLUMNS echo alias file
 cd /root
 export PS1='root@\h:\w# '
-setsid -c sh < "$console" > "$console" 2>&1
+PATH=$programs /ringside/bin/setsid -c /ringside/bin/sh < "$console" > "$console" 2>&1
 exec poweroff -f

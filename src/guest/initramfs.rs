@@ -36,6 +36,9 @@ const APPLETS: &str = "[ [[ acpid arp arping ascii ash awk base64 basename bc bl
     uncompress unexpand uniq unlink unlzma unshare unxz unzip uptime usleep uudecode uuencode vconfig vi w watch watchdog \
     wc wget which who whoami xargs xxd xz xzcat yes zcat";
 
+/// What init calls: busybox's, whatever a package puts into `/bin`.
+const INIT_APPLETS: &str = "cp ip modprobe mount poweroff setsid sh stty";
+
 const FSTAB: &str = "proc /proc proc nosuid,nodev,noexec 0 0
 sys /sys sysfs nosuid,nodev,noexec 0 0
 pts /dev/pts devpts mode=0620,gid=5,ptmxmode=0666 0 0
@@ -125,9 +128,13 @@ pub(super) fn system() -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut archive = Archive::new(&mut bytes);
     let texts = [("etc/fstab", FSTAB), ("etc/passwd", PASSWD), ("etc/group", GROUP), ("etc/hosts", HOSTS)];
+    let link =
+        |archive: &mut Archive<'_>, name| archive.link(&format!("ringside/bin/{name}"), "/bin/busybox");
     let written = texts
         .iter()
         .try_for_each(|(name, text)| archive.file(name, 0o644, text.as_bytes()))
+        .and_then(|()| archive.folder("ringside/bin"))
+        .and_then(|()| INIT_APPLETS.split_whitespace().try_for_each(|name| link(&mut archive, name)))
         .and_then(|()| archive.file("ringside/report", 0o755, &report::program()))
         .and_then(|()| archive.file("init", 0o755, INIT.as_bytes()))
         .and_then(|()| archive.finish());
@@ -202,13 +209,13 @@ pub fn programs_overlay(folder: &str, programs: &[(&str, &[u8])]) -> io::Result<
 const BLOCK: u64 = 512;
 
 /// A cpio archive that is being written.
-struct Archive<'a> {
+pub(super) struct Archive<'a> {
     out: Counted<'a>,
     inode: u32,
 }
 
 impl<'a> Archive<'a> {
-    fn new(out: &'a mut dyn Write) -> Self {
+    pub fn new(out: &'a mut dyn Write) -> Self {
         Self { out: Counted { out, written: 0 }, inode: 0 }
     }
 
@@ -227,15 +234,18 @@ impl<'a> Archive<'a> {
     }
 
     fn folder(&mut self, name: &str) -> io::Result<()> {
-        let mode = if name == "root" { 0o700 } else { 0o755 };
+        self.folder_with(name, if name == "root" { 0o700 } else { 0o755 })
+    }
+
+    pub fn folder_with(&mut self, name: &str, mode: u32) -> io::Result<()> {
         self.entry(name, 0o04_0000 | mode, &[], (0, 0))
     }
 
-    fn file(&mut self, name: &str, mode: u32, data: &[u8]) -> io::Result<()> {
+    pub fn file(&mut self, name: &str, mode: u32, data: &[u8]) -> io::Result<()> {
         self.entry(name, 0o10_0000 | mode, data, (0, 0))
     }
 
-    fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
+    pub fn link(&mut self, name: &str, target: &str) -> io::Result<()> {
         self.entry(name, 0o12_0777, target.as_bytes(), (0, 0))
     }
 
@@ -243,7 +253,7 @@ impl<'a> Archive<'a> {
         self.entry(name, 0o02_0000 | mode, &[], (major, minor))
     }
 
-    fn finish(&mut self) -> io::Result<()> {
+    pub fn finish(&mut self) -> io::Result<()> {
         cpio::newc::trailer(&mut self.out)?;
         let padding = self.out.written.next_multiple_of(BLOCK) - self.out.written;
         self.out.write_all(&vec![0; padding as usize])?;
@@ -268,32 +278,32 @@ impl Write for Counted<'_> {
     }
 }
 
+/// Name → (mode, data) of an archive, as the kernel would read it: several in a row are one.
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use super::*;
-
-    /// Name → (mode, data) of an archive, as the kernel would read it: several in a row are one.
-    fn read(mut bytes: &[u8]) -> BTreeMap<String, (u32, Vec<u8>)> {
-        let mut files = BTreeMap::new();
-        loop {
-            while let [0, rest @ ..] = bytes {
-                bytes = rest;
-            }
-            if bytes.is_empty() {
-                return files;
-            }
-            let mut reader = cpio::newc::Reader::new(bytes).unwrap();
-            let entry = reader.entry().clone();
-            let mut data = Vec::new();
-            io::Read::read_to_end(&mut reader, &mut data).unwrap();
-            bytes = reader.finish().unwrap();
-            if !entry.is_trailer() {
-                files.insert(entry.name().to_owned(), (entry.mode(), data));
-            }
+pub(super) fn read_archive(mut bytes: &[u8]) -> std::collections::BTreeMap<String, (u32, Vec<u8>)> {
+    let mut files = std::collections::BTreeMap::new();
+    loop {
+        while let [0, rest @ ..] = bytes {
+            bytes = rest;
+        }
+        if bytes.is_empty() {
+            return files;
+        }
+        let mut reader = cpio::newc::Reader::new(bytes).unwrap();
+        let entry = reader.entry().clone();
+        let mut data = Vec::new();
+        io::Read::read_to_end(&mut reader, &mut data).unwrap();
+        bytes = reader.finish().unwrap();
+        if !entry.is_trailer() {
+            files.insert(entry.name().to_owned(), (entry.mode(), data));
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_archive as read;
+    use super::*;
 
     fn module(path: &str, name: &str, alias: &str) -> LoadedModule {
         let info = ModuleInfo { name: name.into(), aliases: vec![alias.into()], ..ModuleInfo::default() };
@@ -316,7 +326,7 @@ mod tests {
         assert_eq!(files["bin/sh"], (0o12_0777, b"busybox".to_vec()));
         assert_eq!(files["lib/modules/6.1.0-1-amd64/kernel/net/e1000.ko"].1, b"elf");
         let init = String::from_utf8(files["init"].1.clone()).unwrap();
-        assert!(init.starts_with("#!/bin/sh\n"));
+        assert!(init.starts_with("#!/bin/busybox sh\n"));
         let drivers = String::from_utf8(files["ringside/drivers"].1.clone()).unwrap();
         assert!(drivers.contains("'pci 'pci:v00008086d00001000*) return 0 ;;"), "{drivers}");
     }

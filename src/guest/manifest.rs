@@ -179,8 +179,13 @@ impl ManifestFile {
         read(&path).map_err(GuestError::file("read", &path))
     }
 
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Compares size and time; a copied cache folder has other times, and then the content decides.
-    fn check(&self, folder: &Path) -> Result<(), String> {
+    pub fn check(&self, folder: &Path) -> Result<(), String> {
         if ![BZIMAGE, VMLINUX, INITRAMFS].contains(&self.name.as_str()) {
             return Err(format!("{MANIFEST} names {:?}", self.name));
         }

@@ -19,6 +19,7 @@ mod modules;
 mod packages;
 mod progress;
 mod report;
+pub mod software;
 mod sources;
 #[cfg(test)]
 mod testing;

@@ -16,6 +16,49 @@ pub fn deb_of(ending: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
     deb_with_data(ending, &tar.into_inner().unwrap())
 }
 
+/// An entry of a package that is made for a test.
+pub enum TarEntry<'a> {
+    Folder(&'a str),
+    File(&'a str, u32, &'a [u8]),
+    Link(&'a str, &'a str),
+    Same(&'a str, &'a str),
+}
+
+/// A `.deb` with entries of all kinds and a maintainer script; none where that is empty.
+pub fn deb_of_entries(entries: &[TarEntry<'_>], postinst: &str) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for entry in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o755);
+        let mut link = |kind, path: &str, target: &str| {
+            let mut header = header.clone();
+            header.set_entry_type(kind);
+            tar.append_link(&mut header, path, target).unwrap();
+        };
+        match entry {
+            TarEntry::Link(path, target) => link(tar::EntryType::Symlink, path, target),
+            TarEntry::Same(path, target) => link(tar::EntryType::Link, path, target),
+            TarEntry::Folder(path) => {
+                header.set_entry_type(tar::EntryType::Directory);
+                tar.append_data(&mut header, path, &[][..]).unwrap();
+            }
+            TarEntry::File(path, mode, data) => {
+                header.set_size(data.len() as u64);
+                header.set_mode(*mode);
+                tar.append_data(&mut header, path, *data).unwrap();
+            }
+        }
+    }
+    let mut control = tar::Builder::new(Vec::new());
+    if !postinst.is_empty() {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(postinst.len() as u64);
+        control.append_data(&mut header, "./postinst", postinst.as_bytes()).unwrap();
+    }
+    deb_with(&control.into_inner().unwrap(), "", &tar.into_inner().unwrap())
+}
+
 /// A `.deb` with one file whose path is taken as it is.
 pub fn deb_with_path(path: &str) -> Vec<u8> {
     let mut header = tar::Header::new_gnu();
@@ -29,6 +72,10 @@ pub fn deb_with_path(path: &str) -> Vec<u8> {
 }
 
 fn deb_with_data(ending: &str, tar: &[u8]) -> Vec<u8> {
+    deb_with(b"odd", ending, tar)
+}
+
+fn deb_with(control: &[u8], ending: &str, tar: &[u8]) -> Vec<u8> {
     let packed = match ending {
         "" => tar.to_vec(),
         ".gz" => {
@@ -43,7 +90,7 @@ fn deb_with_data(ending: &str, tar: &[u8]) -> Vec<u8> {
     let mut archive = ar::Builder::new(Vec::new());
     let data = format!("data.tar{ending}");
     for (name, bytes) in
-        [("debian-binary", &b"2.0\n"[..]), ("control.tar", b"odd"), (data.as_str(), packed.as_slice())]
+        [("debian-binary", &b"2.0\n"[..]), ("control.tar", control), (data.as_str(), packed.as_slice())]
     {
         archive.append(&ar::Header::new(name.as_bytes().to_vec(), bytes.len() as u64), bytes).unwrap();
     }
