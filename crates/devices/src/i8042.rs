@@ -22,6 +22,7 @@ use engine::Space;
 
 mod keyboard;
 mod mouse;
+mod scan_codes;
 
 use keyboard::Keyboard;
 use mouse::Mouse;
@@ -259,12 +260,12 @@ impl I8042 {
         if !self.config.contains(Config::TRANSLATE) {
             return Some(byte);
         }
-        if byte == keyboard::RELEASE {
+        if byte == scan_codes::RELEASE {
             self.release = true;
             return None;
         }
         let release = std::mem::take(&mut self.release);
-        Some(keyboard::set_1(byte) | if release { 0x80 } else { 0 })
+        Some(scan_codes::set_1(byte) | if release { 0x80 } else { 0 })
     }
 
     fn answer(&mut self, byte: u8, source: Status) {
@@ -480,6 +481,27 @@ mod tests {
         controller.push_scan_codes(&[0x1c, 0xf0, 0x1c]);
         assert_eq!(drain(&mut controller), [0x1c, 0xf0, 0x1c]);
         assert_eq!(keyboard(&mut controller, &[0xf2]), [0xfa, 0xab, 0x83]);
+    }
+
+    #[test]
+    fn the_keyboard_speaks_the_set_that_it_is_told_to() {
+        let (mut controller, ..) = controller();
+        command(&mut controller, 0x60, &[0x25]);
+        for (set, expected) in
+            [(1, &[0x1e, 0x9e, 0xe0, 0x1d][..]), (3, &[0x1c, 0x58]), (2, &[0x1c, 0xf0, 0x1c, 0xe0, 0x14])]
+        {
+            assert_eq!(keyboard(&mut controller, &[0xf0, set]), [0xfa, 0xfa]);
+            assert_eq!(keyboard(&mut controller, &[0xf0, 0]), [0xfa, 0xfa, set]);
+            controller.push_scan_codes(&[0x1c, 0xf0, 0x1c, 0xe0, 0x14]);
+            assert_eq!(drain(&mut controller), expected, "set {set}");
+        }
+        assert_eq!(keyboard(&mut controller, &[0xf0, 4]), [0xfa, 0xfe]);
+        assert_eq!(keyboard(&mut controller, &[0xf0, 3]), [0xfa, 0xfa]);
+        assert_eq!(keyboard(&mut controller, &[0xf8]), [0xfa]);
+        controller.push_scan_codes(&[0x1c, 0xf0, 0x1c]);
+        assert_eq!(drain(&mut controller), [0x1c, 0xf0, 0x1c]);
+        assert_eq!(keyboard(&mut controller, &[0xff]), [0xfa, 0xaa]);
+        assert_eq!(keyboard(&mut controller, &[0xf0, 0]), [0xfa, 0xfa, 2]);
     }
 
     #[test]
