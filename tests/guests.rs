@@ -153,6 +153,11 @@ fn processor_state() {
 }
 
 #[test]
+fn counters() {
+    passes("counters", &["1"]);
+}
+
+#[test]
 fn timers() {
     passes("timers", &["1"]);
     qemu_differs_only_where_known("timers", "1");
