@@ -168,3 +168,9 @@ fn boot_sectors() {
     passes("boot_sectors", &["1"]);
     qemu_differs_only_where_known("boot_sectors", "1");
 }
+
+#[test]
+fn device_memory() {
+    passes("device_memory", &["1"]);
+    qemu_differs_only_where_known("device_memory", "1");
+}

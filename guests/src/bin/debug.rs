@@ -357,6 +357,36 @@ fn data_breakpoint_details() {
     let shadow = state(code!(64; "mov ss, [rdi]", "nop", "nop"));
     paging::write(watched - paging::WINDOW, 0x10u16);
     traced("a hit of MOV SS comes after the next instruction", shadow, &[(3, 1)]);
+    set(enable(0, ACCESS, 2));
+    let icebp = state(code!(64; "mov ss, [rdi]", ".byte 0xf1", "nop"));
+    traced("a hit of MOV SS before INT1 is one #DB with it", icebp, &[(3, 1)]);
+    // Before INT n the trap waits until the handler is entered.
+    for (name, code) in
+        [("INT3", code!(64; "mov ss, [rdi]", "int3")), ("INT n", code!(64; "mov ss, [rdi]", "int 0x44"))]
+    {
+        tables::handle(vector::BP as usize, nothing);
+        tables::handle(0x44, nothing);
+        let log = log();
+        *log = Log { start: code.as_ptr() as u64, entries: [(0, 0); 16], count: 0, resume: true };
+        tables::handle(vector::DB as usize, on_debug);
+        // It comes within the other's handler, whose stack it must not take.
+        tables::set_gate(vector::DB as usize, 0x8e, 5);
+        unsafe { cpu::set_dr6(0) };
+        set(enable(0, ACCESS, 2));
+        let out = state(code).run();
+        unsafe { cpu::set_dr7(0x400) };
+        tables::reset_idt();
+        for number in [vector::DB as usize, vector::BP as usize, 0x44] {
+            tables::unhandle(number);
+        }
+        let log = self::log();
+        let got = (out.vector, log.count, log.entries[0].1);
+        report::equal(
+            format_args!("a hit of MOV SS before {name} is reported once"),
+            got,
+            (vector::END, 1, 1),
+        );
+    }
     set(write);
     traced(
         "LEA and NOP do not hit",

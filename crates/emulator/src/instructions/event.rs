@@ -344,8 +344,10 @@ pub fn into(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if cpu.flags.of() { software(cpu, insn, Vector::Overflow as u8, SoftwareKind::Into) } else { Ok(()) }
 }
 
-/// INT1.
+/// INT1. What a load of SS before it held back is reported by the same #DB.
 pub fn int1(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let held_back = std::mem::take(&mut cpu.debug_traps);
+    cpu.note_exception(&Exception::debug(held_back));
     software(cpu, insn, Vector::Debug as u8, SoftwareKind::Int1)
 }
 

@@ -226,6 +226,15 @@ fn int1_is_a_debug_exception_that_no_privilege_forbids() {
 }
 
 #[test]
+fn int1_reports_what_a_load_of_ss_held_back() {
+    let mut cpu = long();
+    set_gate(&cpu, 1, 0, 0);
+    cpu.debug_traps = 2;
+    run(&mut cpu, &[0xf1]).unwrap();
+    assert_eq!((cpu.rip, cpu.debug[4], cpu.debug_traps), (handler(1), 0xffff_0ff2, 0));
+}
+
+#[test]
 fn a_debug_exception_leaves_its_reason_in_dr6() {
     let mut cpu = long();
     set_gate(&cpu, 1, 0, 0);
