@@ -45,6 +45,10 @@ impl Use {
         ) {
             return None;
         }
+        // Their operand is where RDI points, which copied code would take for the host's.
+        if matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu) {
+            return None;
+        }
         let vectors = (0..instruction.op_count()).any(|n| instruction.op_register(n).is_vector_register());
         let need = match native.class {
             StateClass::General => 0,
