@@ -1,0 +1,97 @@
+//! Linux's own drivers on the virtio devices: what they read is what the host has, what they write is there afterwards.
+
+mod common;
+
+use std::path::Path;
+use std::process::Output;
+use std::time::Duration;
+
+use common::{debian_file, ringside, run_within, stderr};
+use sha2::{Digest, Sha256};
+
+const LIMIT: Duration = Duration::from_secs(180);
+/// Bytes of the tests' disks.
+const SIZE: usize = 1 << 20;
+
+/// Bytes that are nowhere the same.
+fn pattern() -> Vec<u8> {
+    (0..SIZE as u32 / 4).flat_map(|word| word.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect()
+}
+
+fn disk(folder: &Path) -> std::path::PathBuf {
+    let path = folder.join("disk.img");
+    std::fs::write(&path, pattern()).unwrap();
+    path
+}
+
+fn debian(arguments: &[&str], script: &str) -> Output {
+    debian_file("vmlinux");
+    let mut command = ringside();
+    command.args(["run", "--engine", "soft"]).args(arguments).args(["--exec", script]);
+    run_within(&mut command, LIMIT)
+}
+
+#[track_caller]
+fn lines(output: &Output) -> Vec<String> {
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(output));
+    String::from_utf8_lossy(&output.stdout).lines().map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn a_disk_is_read_written_and_flushed_with_message_interrupts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = disk(folder.path());
+    let option = format!("path={},serial=S-0815", path.display());
+    let script = "sha256sum /dev/vda; cat /sys/block/vda/serial; echo; cat /sys/block/vda/ro; \
+                  yes | head -c 8192 | dd of=/dev/vda bs=4096 seek=3 conv=fsync 2>/dev/null; \
+                  grep -c 'PCI-MSI.*virtio' /proc/interrupts";
+    let output = debian(&["--cpus", "2", "--disk", &option], script);
+    let sum = Sha256::digest(pattern()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(lines(&output), [format!("{sum}  /dev/vda"), "S-0815".into(), "0".into(), "2".into()]);
+    let mut expected = pattern();
+    expected[3 * 4096..5 * 4096].copy_from_slice(&b"y\n".repeat(4096));
+    assert!(std::fs::read(&path).unwrap() == expected, "the image is not what the guest wrote");
+}
+
+#[test]
+fn without_messages_the_interrupt_line_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let option = format!("path={}", disk(folder.path()).display());
+    let script = "sha256sum < /dev/vda; head -c 100 /dev/hwrng | wc -c; grep virtio /proc/interrupts";
+    let output = debian(&["--rng", "--disk", &option, "--cmdline", "pci=nomsi"], script);
+    let lines = lines(&output);
+    let sum = Sha256::digest(pattern()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert_eq!(lines[..2], [format!("{sum}  -"), "100".into()]);
+    assert_eq!(lines[2..].len(), 2, "{lines:?}");
+    assert!(lines[2].starts_with("17:") && lines[3].starts_with("18:"), "{lines:?}");
+    assert!(lines[2..].iter().all(|line| line.contains("fasteoi")), "{lines:?}");
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = disk(folder.path());
+    let option = format!("path={},readonly=on", path.display());
+    let script =
+        "cat /sys/block/vda/ro; dd if=/dev/zero of=/dev/vda bs=512 count=1 2>/dev/null || echo refused";
+    assert_eq!(lines(&debian(&["--disk", &option], script)), ["1", "refused"]);
+    assert!(std::fs::read(&path).unwrap() == pattern());
+}
+
+#[test]
+fn random_bytes_of_the_host_are_not_the_same_twice() {
+    let output = debian(&["--rng"], "for i in 1 2; do head -c 32 /dev/hwrng | sha256sum; done");
+    let lines = lines(&output);
+    assert!(lines.len() == 2 && lines[0] != lines[1], "{lines:?}");
+    let none = Sha256::digest([0; 32]).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert!(!lines.iter().any(|line| line.starts_with(&none)), "zeros");
+}
+
+#[test]
+fn the_ledger_names_the_devices_registers() {
+    let folder = tempfile::tempdir().unwrap();
+    let option = format!("path={}", disk(folder.path()).display());
+    let output = debian(&["--disk", &option, "--exits", "table"], "cat /dev/vda > /dev/null");
+    let table = stderr(&output);
+    assert!(table.contains("virtio-blk NOTIFY (w)"), "{table}");
+}
