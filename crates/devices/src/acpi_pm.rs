@@ -142,6 +142,8 @@ pub struct AcpiPm {
 struct ClockAlarm {
     rose: AtomicBool,
     level: AtomicBool,
+    /// Somebody has to look at once: the event is enabled.
+    enabled: AtomicBool,
     timer: Timer,
 }
 
@@ -149,7 +151,9 @@ impl IrqSink for ClockAlarm {
     fn set_line(&self, _line: u32, level: bool) {
         if level && !self.level.swap(level, Ordering::SeqCst) {
             self.rose.store(true, Ordering::SeqCst);
-            self.timer.arm(self.timer.now());
+            if self.enabled.load(Ordering::SeqCst) {
+                self.timer.arm(self.timer.now());
+            }
         } else {
             self.level.store(level, Ordering::SeqCst);
         }
@@ -180,10 +184,10 @@ impl AcpiPm {
                     }
                 })
             });
-            let (rose, level) = (AtomicBool::new(false), AtomicBool::new(false));
+            let [rose, level, enabled] = [(); 3].map(|()| AtomicBool::new(false));
             Mutex::new(Self {
                 asleep: false,
-                clock_alarm: Arc::new(ClockAlarm { rose, level, timer: alarm }),
+                clock_alarm: Arc::new(ClockAlarm { rose, level, enabled, timer: alarm }),
                 status: Status::empty(),
                 enable: Enable::empty(),
                 control: Control::empty(),
@@ -244,6 +248,8 @@ impl AcpiPm {
 
     /// Looks at the timer and the clock, and brings the SCI in line with the registers.
     fn update(&mut self) {
+        // Before looking, so that a rise that comes too late for that finds it set.
+        self.clock_alarm.enabled.store(self.enable.contains(Enable::RTC), Ordering::SeqCst);
         if self.clock_alarm.rose.swap(false, Ordering::SeqCst) {
             self.status |= Status::RTC;
         }
@@ -459,6 +465,7 @@ mod tests {
         bench.smi(ACPI_ENABLE);
         let line = bench.pm.lock().unwrap().clock_line();
         line.set(true);
+        assert_eq!(bench.timers.next_deadline(), None, "nobody wakes up for an event that is not enabled");
         assert_eq!(bench.read16(PM1_STS), 1 << 10);
         bench.write16(PM1_STS, 1 << 10);
         line.set(true);
