@@ -112,6 +112,10 @@ pub struct TripleFault {
     pub reason: String,
 }
 
+/// So many faults one after another, none of which makes a double fault of the one before, are taken for a shutdown: a
+/// delivery that raises the very fault that it delivers would go on for ever, as it does on processors.
+const MOST_SERIAL: usize = 16;
+
 /// What becomes of a fault during the delivery of another. SDM vol. 3, *Double Fault Exception*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Meeting {
@@ -143,7 +147,7 @@ impl Cpu {
         self.mmu.executing = [NO_PAGE; 2];
         let mut event = event;
         let mut story = String::new();
-        loop {
+        for _ in 0..MOST_SERIAL {
             let Err(_) = self.deliver_once(&event) else { return Ok(()) };
             let second = self.fault.take().unwrap_or(Exception::gp(0));
             if second.vector == Vector::PageFault {
@@ -160,6 +164,7 @@ impl Cpu {
                 Meeting::Shutdown => return Err(TripleFault { reason: format!("triple fault: {story}") }),
             };
         }
+        Err(TripleFault { reason: format!("exceptions without end: {story}") })
     }
 
     /// One delivery. Sets EXT in the error codes of its own faults where the event came from outside the program.
