@@ -472,3 +472,21 @@ fn no_execute_is_a_reserved_bit_until_it_is_enabled() {
     let read = cpu.load_linear::<u8>(USER);
     assert_eq!(fault(&mut cpu, read), Some((Vector::PageFault, 9)));
 }
+
+#[test]
+fn an_alignment_check_whose_delivery_raises_another_ends() {
+    let mut cpu = protected();
+    let at = handler(17);
+    let gate = at & 0xffff | u64::from(USER_CODE32) << 16 | 0xee << 40 | (at >> 16 & 0xffff) << 48;
+    put(&cpu, IDT + 8 * 17, gate);
+    to_user(&mut cpu);
+    cpu.cr0.insert(Cr0::AM);
+    cpu.system_flags.insert(Flags::AC);
+    // The handler runs at the same privilege, on the same stack.
+    cpu.registers.set(4, STACK + 1);
+    cpu.update_paging();
+    let event = crate::instructions::event::Event::Exception(Exception::with_code(Vector::AlignmentCheck, 0));
+    let shutdown = cpu.deliver(event).unwrap_err();
+    assert!(shutdown.reason.contains("#AC(0x1) while delivering #AC"), "{}", shutdown.reason);
+    assert!(shutdown.reason.len() < 1000, "{}", shutdown.reason);
+}
