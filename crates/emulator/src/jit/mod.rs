@@ -7,6 +7,7 @@
 mod assembler;
 mod call;
 mod frame;
+mod links;
 mod native_set;
 mod recipe;
 mod region;
@@ -14,15 +15,13 @@ mod run;
 mod translate;
 mod vectors;
 
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
 use std::time::{Duration, Instant};
 
 use engine::Counter;
 
 use iced_x86::Instruction;
 
-use crate::block::{Key, Mix};
+use crate::block::Key;
 use crate::cpuid::CpuModel;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
@@ -30,6 +29,7 @@ pub use call::Call;
 use call::Calls;
 pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Stubs, stubs};
+use links::Links;
 use recipe::Recipe;
 use region::Region;
 use translate::{Translation, translate};
@@ -65,7 +65,9 @@ pub struct Jit {
     counts_down: bool,
     stubs: Stubs,
     /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
-    links: HashMap<Key, Vec<usize>, BuildHasherDefault<Mix>>,
+    links: Links,
+    /// The regions' blocks, one region's after another's: their numbers, and their first instructions'.
+    parts: Vec<(u32, u32)>,
     /// The regions that were translated, by their numbers.
     regions: Vec<Translated>,
     calls: Calls,
@@ -124,8 +126,8 @@ pub struct Source<'a> {
 /// A region with its code.
 #[derive(Clone, Debug)]
 pub struct Translated {
-    /// Its blocks: their numbers, and their first instructions', which a block that took a number's place does not share.
-    pub blocks: Vec<(u32, u32)>,
+    /// Its blocks among [`Jit::parts`].
+    blocks: (u32, u32),
     /// Where in code memory the page's expected state stands.
     state_at: usize,
 }
@@ -156,7 +158,8 @@ impl Jit {
             region: settings.region,
             counts_down: false,
             stubs: Stubs::default(),
-            links: HashMap::default(),
+            links: Links::default(),
+            parts: Vec::new(),
             regions: Vec::new(),
             calls: Calls::default(),
             x87_area: Box::default(),
@@ -177,6 +180,7 @@ impl Jit {
     pub fn clear(&mut self) {
         self.memory.clear();
         self.links.clear();
+        self.parts.clear();
         self.regions.clear();
         self.calls.clear();
         self.place_stubs();
@@ -283,7 +287,9 @@ impl Jit {
         let number = |part: usize| region.parts[part].number;
         let entries =
             translation.entries.iter().map(|&(part, at)| (number(part), code + at as u64)).collect();
-        let blocks = region.parts.iter().map(|part| (part.number, part.block.first)).collect();
+        let first = self.parts.len() as u32;
+        self.parts.extend(region.parts.iter().map(|part| (part.number, part.block.first)));
+        let blocks = (first, self.parts.len() as u32);
         self.regions.push(Translated { blocks, state_at: base + translation.state_at });
         Some(Added { region: self.regions.len() as u32 - 1, entries, exits })
     }
@@ -294,13 +300,13 @@ impl Jit {
         let mut keys = Vec::new();
         for &(rip, at) in &translation.exits {
             let key = Key { offset: page | rip & 0xfff, rip, mode };
-            self.links.entry(key).or_default().push(base + at);
+            self.links.add(key, base + at);
             keys.push(key);
         }
         for &(part, entry) in &translation.entries {
             let block = &region.parts[part].block;
             let key = Key { offset: block.offset, rip: block.rip, mode };
-            for &at in self.links.get(&key).into_iter().flatten() {
+            for at in self.links.to(key) {
                 jump(&mut self.memory, at, base + entry);
             }
         }
@@ -310,14 +316,21 @@ impl Jit {
     /// Makes a new translation's exits jump to one that is there already.
     pub fn connect(&mut self, key: Key, code: u64) {
         let target = code.wrapping_sub(self.memory.address(0) as u64) as usize;
-        for &at in self.links.get(&key).into_iter().flatten() {
+        for at in self.links.to(key) {
             jump(&mut self.memory, at, target);
         }
     }
 
     /// A region by its number.
-    pub fn region(&self, number: u32) -> Option<&Translated> {
+    fn region(&self, number: u32) -> Option<&Translated> {
         self.regions.get(number as usize)
+    }
+
+    /// A region's blocks: their numbers, and their first instructions', which a block that took a number's place does not
+    /// share.
+    pub fn blocks_of(&self, region: u32) -> Option<&[(u32, u32)]> {
+        let (first, end) = self.region(region)?.blocks;
+        self.parts.get(first as usize..end as usize)
     }
 
     /// The page's state changed, and the region's bytes did not: its translation expects the new state.

@@ -112,7 +112,7 @@ impl Interpreter {
     pub(crate) fn follow_state(&mut self, number: u32, generation: u32, state: u32) {
         let Some(jit) = &mut self.jit else { return };
         let region = self.blocks.get(number).region;
-        let Some(blocks) = jit.region(region).map(|region| region.blocks.clone()) else { return };
+        let Some(blocks) = jit.blocks_of(region).map(<[_]>::to_vec) else { return };
         let same = blocks.iter().all(|&(block, first)| {
             self.blocks.get(block).first == first
                 && self.blocks.refresh(block, &self.cpu.memory, [generation, 0])

@@ -476,3 +476,45 @@ fn a_change_of_a_page_that_is_not_its_code_does_not_stop_its_translations() {
         memory.marks().clean(CODE);
     }
 }
+
+/// Processor time of this thread.
+fn processor_time() -> std::time::Duration {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure is there, and the clock is one of every thread's.
+    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(result, 0);
+    std::time::Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+#[test]
+fn code_without_end_is_forgotten_in_less_than_five_milliseconds() {
+    const FROM: u64 = CODE;
+    const BLOCKS: u64 = 0x2_8000;
+    let mut cpu = long();
+    for n in 0..BLOCKS {
+        // add %eax, (%rbx), twice; jmp to the next; the last jumps to the first.
+        put(&cpu, FROM + 8 * n, 0x9090_02eb_0301_0301u64);
+    }
+    put(&cpu, FROM + 8 * BLOCKS, 0xe9u8);
+    put(&cpu, FROM + 8 * BLOCKS + 1, (8 * BLOCKS as u32 + 5).wrapping_neg());
+    cpu.registers.set(RBX, DATA + 0x10_0000);
+    let settings = Settings { hot: 0, leave_early: true, ..Settings::default() };
+    let mut interpreter = interpreter(cpu, &Arc::new(Shared::new(1)), Some(settings));
+    let (mut most, mut epoch) = (std::time::Duration::ZERO, interpreter.blocks.epoch);
+    let last = epoch + 3;
+    for _ in 0..20 * BLOCKS {
+        let before = processor_time();
+        assert!(interpreter.run_block().is_none());
+        if interpreter.blocks.epoch != epoch {
+            (most, epoch) = (most.max(processor_time() - before), interpreter.blocks.epoch);
+        }
+        if epoch == last {
+            break;
+        }
+    }
+    assert_eq!(epoch, last, "it was never full");
+    let bytes = interpreter.jit_statistics().unwrap().host_bytes;
+    println!("{bytes} bytes made, the longest pause {most:?} of processor time");
+    assert!(bytes > 3 * (31 << 20), "{bytes}");
+    assert!(most < std::time::Duration::from_millis(5), "{most:?}");
+}
