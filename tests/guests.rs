@@ -48,7 +48,7 @@ fn passes(name: &str, cpus: &[&str]) {
                 stderr(&output)
             );
             assert!(text.contains(&format!("DONE {made} checks, 0 failed")), "{text}");
-            assert!(made > 1, "{text}");
+            assert!(made > 0, "{text}");
         }
     }
 }
