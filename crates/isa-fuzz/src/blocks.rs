@@ -8,9 +8,9 @@ use iced_x86::{
     RflagsBits,
 };
 
-use crate::case::{CODE_LEN, Case, Trap};
+use crate::case::{CODE_LEN, COMPLETED, Case, Trap};
 use crate::encode;
-use crate::exclusions::{excluded, may_enter_kernel};
+use crate::exclusions::{excluded, loose, may_enter_kernel};
 use crate::generate::{self, Generated};
 use crate::layout::{ARENA, ARENA_LEN, Mode, PAGE};
 use crate::random::Random;
@@ -120,6 +120,7 @@ impl Program {
     fn part(&mut self, codes: &[Code], allowed: &[bool], random: &mut Random) {
         match random.below(24) {
             0..=2 => self.branch(random),
+            3 if random.one_in(12) => self.interrupt(random),
             3 => self.call(random),
             4 => self.stack(random),
             _ => self.instruction(codes, allowed, random),
@@ -158,6 +159,16 @@ impl Program {
             1 => [0xff, 0xd0 | register],
             _ => [0x50 | register, 0xc3],
         });
+    }
+
+    /// INT3, INT1 or INT n: the end.
+    fn interrupt(&mut self, random: &mut Random) {
+        match random.below(4) {
+            0 => self.bytes.push(0xcc),
+            1 => self.bytes.push(0xf1),
+            2 => self.bytes.extend([0xcd, 3 + random.below(2) as u8]),
+            _ => self.bytes.extend([0xcd, random.below(0x80) as u8]),
+        }
     }
 
     fn stack(&mut self, random: &mut Random) {
@@ -283,10 +294,11 @@ fn is_fit(instruction: &Instruction, random: &mut Random) -> bool {
         && matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     let rare = far || instruction.is_vsib() || names_stack_pointer(instruction);
     has(instruction.code())
-        && excluded(instruction, Mode::Bits64).is_none()
+        && excluded(instruction).is_none()
         && !narrow
         && (!rare || random.one_in(8))
-        && !matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2)
+        && !loose(instruction, COMPLETED).results
+        && !matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1 | Mnemonic::Ud2 | Mnemonic::Xgetbv)
 }
 
 /// Writes a displacement of four bytes.

@@ -67,6 +67,8 @@ pub struct Outcome {
     pub lines_changed: u8,
     /// ES, CS, SS, DS, FS, GS.
     pub selectors: [u16; 6],
+    /// A digest of all lines of data that changed.
+    pub digest: u64,
     /// The exception's error code.
     pub error: u64,
     /// CR2, with a page fault.
@@ -115,6 +117,7 @@ impl Default for Outcome {
             vector: COMPLETED,
             lines_changed: 0,
             selectors: [0; 6],
+            digest: 0,
             error: 0,
             cr2: 0,
             rip: 0,
@@ -138,7 +141,7 @@ impl Outcome {
     /// Records the lines of the data that changed, and makes the data pristine again.
     pub fn take_lines(&mut self, case: &Case, data: &mut [u8], pristine: &[u8]) {
         const CHUNK: usize = 512;
-        self.lines_changed = 0;
+        (self.lines_changed, self.digest) = (0, 0);
         let chunks =
             data.as_chunks_mut::<CHUNK>().0.iter_mut().zip(pristine.as_chunks::<CHUNK>().0).enumerate();
         for (number, (now, base)) in chunks {
@@ -168,6 +171,11 @@ impl Outcome {
                 *line = (number as u16, *now);
             }
             self.lines_changed = self.lines_changed.saturating_add(1);
+            for word in now.as_chunks::<8>().0 {
+                let mixed = (self.digest ^ u64::from_le_bytes(*word)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                self.digest = mixed ^ mixed >> 29;
+            }
+            self.digest = self.digest.wrapping_add(number as u64);
         }
     }
 

@@ -6,43 +6,34 @@ use crate::case::Case;
 use crate::layout::Mode;
 
 /// Why an instruction is not given to the oracle.
-pub fn excluded(instruction: &Instruction, _mode: Mode) -> Option<&'static str> {
+pub fn excluded(instruction: &Instruction) -> Option<&'static str> {
     use Mnemonic::*;
     Some(match instruction.mnemonic() {
-        Syscall | Sysenter | Int | Into => "enters the kernel: a system call, or an event's delivery",
-        Int3 | Int1 => "is what the oracle comes back by",
-        Sysexit | Sysexitq | Sysret | Sysretq => "is told apart by nothing a program can see",
+        Syscall | Sysenter => "enters the kernel: a system call",
+        // Of INT n, what Linux lets programs call: system calls, and what single cases are delivered for.
+        Int if matches!(instruction.immediate8(), 3 | 4 | 0x80) => "enters the kernel: an event's delivery",
+        Int3 | Int1 => "is delivered where it completes: programs have it",
         Sgdt | Sidt | Sldt | Str | Smsw => "is emulated by Linux where UMIP refuses it",
-        In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => {
-            "depends on the I/O permission bitmap, which is the kernel's"
-        }
-        Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Cpuid | Rdpid | Lsl => {
-            "has another result each time (LSL tells the number of the processor that Linux keeps as a limit)"
-        }
-        Xgetbv => "tells the state components that the kernel has switched on",
-        Xsave | Xsave64 | Xsavec | Xsavec64 | Xsaveopt | Xsaveopt64 | Xrstor | Xrstor64 | Xsaves
-        | Xsaves64 | Xrstors | Xrstors64 => "depends on which state the processor has noticed to be in use",
-        Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Fnstenv | Fnsave | Fstenv | Fsave => {
-            "stores the pointers of the last x87 instruction, which are the host's"
-        }
-        Clflush | Clflushopt | Clwb | Cldemote | Prefetchw | Prefetchwt1 => {
-            "is a hint here: its faults are the host's affair"
+        Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => {
+            "leaves out what the processor knows to be unchanged, or not in use"
         }
         Xbegin | Xend | Xabort | Xtest | Xsusldtrk | Xresldtrk => "is of transactions, which no model has",
-        Wrpkru | Rdpkru | Enqcmd | Enqcmds | Monitor | Mwait | Monitorx | Mwaitx | Umonitor | Umwait
-        | Tpause => "is of a feature that no model has",
-        Pause | Vmcall | Vmmcall | Vmfunc | Getsec => "is the hypervisor's affair on the host",
+        Wrpkru | Rdpkru => "is of protection keys, which hosts do not have that models have",
+        Enqcmd | Enqcmds | Monitor | Mwait | Monitorx | Mwaitx | Umonitor | Umwait | Tpause => {
+            "is of a feature that no model has"
+        }
+        Vmcall | Vmmcall | Vmfunc | Getsec => "is the hypervisor's affair on the host",
         _ => return None,
     })
 }
 
-/// Whether bytes could enter the kernel however they are decoded: SYSCALL, SYSENTER and INT n are nowhere in them.
+/// Whether bytes could enter the kernel however they are decoded: SYSCALL, SYSENTER and INT 80h are nowhere in them.
 pub fn may_enter_kernel(bytes: &[u8]) -> bool {
     // VMCALL and its kin with odd prefixes are the hypervisor's affair.
-    let hypervisor = bytes.windows(3).any(|three| matches!(three, [0x0f, 0x01, 0xc0..=0xd9]));
-    hypervisor
-        || bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, _]))
-        || bytes.last() == Some(&0xcd)
+    let hypervisor = bytes
+        .windows(3)
+        .any(|three| matches!(three, [0x0f, 0x01, 0xc0 | 0xc1 | 0xc5..=0xc9 | 0xcc..=0xcf | 0xd2..=0xd9]));
+    hypervisor || bytes.windows(2).any(|pair| matches!(pair, [0x0f, 0x05 | 0x34] | [0xcd, 0x80]))
 }
 
 /// Why a case may well not have come back from the host.
@@ -69,12 +60,24 @@ pub struct Loose {
     pub halves: bool,
     /// The data.
     pub data: bool,
+    /// What it gives is another thing each time, or another host's: registers are not compared.
+    pub results: bool,
     /// The vector registers.
     pub vectors: bool,
     /// The x87 state: an MMX instruction that faults may have reset the top of the stack.
     pub x87: bool,
     /// Bits of MXCSR.
     pub mxcsr: u32,
+}
+
+/// Whether an instruction stores or loads a whole state, whose parts fault in an order of the processor's own; #AC may
+/// go before #GP.
+pub fn is_of_whole_state(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Xsave | Xsave64 | Xrstor | Xrstor64 | Fxsave | Fxsave64 | Fxrstor | Fxrstor64 | Fnsave | Fnstenv
+    )
 }
 
 /// What is not compared of an instruction, after the host raised `vector` (or none).
@@ -103,6 +106,7 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
                 instruction.mnemonic(),
                 Push | Pop | Vcvtps2ph | Fld | Fstp | Fbld | Fbstp | Frstor | Fldenv | INVALID
             )
+            || is_of_whole_state(instruction)
             || instruction.is_jmp_far_indirect()
             || instruction.is_call_far_indirect()
             || instruction.is_call_far(),
@@ -120,9 +124,12 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
             || matches!(instruction.mnemonic(), Frstor | Fldenv),
         // Of a masked store the first byte, or the first that is written; and its fault where none is.
         all: vector != crate::case::COMPLETED
-            && matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu),
+            && matches!(instruction.mnemonic(), Maskmovq | Maskmovdqu | Vmaskmovdqu)
+            // The whole area is probed, be it loaded or not.
+            || vector == 14 && matches!(instruction.mnemonic(), Xrstor | Xrstor64),
         // Its 80 bits are stored in two parts, the first of which may stay.
         data: vector == 14 && matches!(instruction.mnemonic(), Fbstp | Fstp),
+        results: matches!(instruction.mnemonic(), Rdtsc | Rdtscp | Rdrand | Rdseed | Cpuid | Rdpid),
         // A gather that faults leaves more of its mask and destination than the manual says changed.
         vectors: vector != crate::case::COMPLETED && instruction.is_vsib(),
         x87: mmx && vector != crate::case::COMPLETED,

@@ -82,11 +82,12 @@ impl Generator {
         if !self.allowed[instruction.code() as usize] {
             return Err("is of a feature that no model has");
         }
-        if let Some(reason) = excluded(&instruction, mode) {
+        if let Some(reason) = excluded(&instruction) {
             return Err(reason);
         }
         state(&mut case, &instruction, random);
         aim(&mut case, &instruction, &constants, random);
+        suit(&mut case, &instruction, random);
         if mode != Mode::Bits64 && layout::is_narrow_stack(case.selectors[2]) {
             let upper = u64::from(random.pick(&layout::UPPER_HALVES)) << 16;
             case.gprs[4] = case.gprs[4] & 0xffff | upper;
@@ -212,6 +213,10 @@ fn fill_vectors(case: &mut Case, random: &mut Random) {
     let summary = if status & !control & 0x3f != 0 { 0x8080 } else { 0 };
     area[2..4].copy_from_slice(&(status & !0x8080 | summary).to_le_bytes());
     area[4] = if random.one_in(2) { 0xff } else { random.next() as u8 };
+    // Opcode, instruction and operand of the last exception.
+    area[6..8].copy_from_slice(&(random.next() as u16 & 0x7ff).to_le_bytes());
+    area[8..16].copy_from_slice(&(random.next() & 0x7fff_ffff_ffff).to_le_bytes());
+    area[16..24].copy_from_slice(&(random.next() & 0x7fff_ffff_ffff).to_le_bytes());
     for register in area[32..160].chunks_exact_mut(16) {
         let exponent = match random.below(6) {
             0 => 0x7fff,
@@ -303,6 +308,31 @@ fn aim(case: &mut Case, instruction: &Instruction, constants: &ConstantOffsets, 
     }
 }
 
+/// What single instructions need besides.
+fn suit(case: &mut Case, instruction: &Instruction, random: &mut Random) {
+    use iced_x86::Mnemonic::*;
+    match instruction.mnemonic() {
+        // Its event would be delivered.
+        Into => case.rflags &= !0x800,
+        // Register 1 tells what is in use, which the processor may not know exactly.
+        Xgetbv => case.gprs[1] = if random.one_in(4) { case.gprs[1] & !1 } else { 0 },
+        Xrstor | Xrstor64 if random.one_in(2) => {
+            // The header in the window, so that some areas are good ones.
+            let at = (case.window_at as usize).next_multiple_of(64) - case.window_at as usize;
+            let states = random.next() as u8 & random.pick(&[0xe7, 0xe7, 0xff]);
+            if let Some(header) = case.window.get_mut(at..at + 64) {
+                header.fill(0);
+                header[0] = states;
+            }
+            if random.one_in(2) {
+                // Without MXCSR, which is anything.
+                case.gprs[0] &= !6;
+            }
+        }
+        _ => {}
+    }
+}
+
 fn repeat(case: &mut Case, instruction: &Instruction, random: &mut Random) {
     if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
         let count = if random.one_in(20) { random.operand() } else { random.below(70) };
@@ -334,6 +364,17 @@ fn segment_base(case: &Case, register: Register) -> u64 {
 }
 
 /// An operand with base, index and displacement: one of them is made to fit.
+/// Where the operand of an instruction goes whose operand is much larger than the window.
+fn target_of(case: &Case, instruction: &Instruction, at: u64) -> u64 {
+    use iced_x86::Mnemonic::*;
+    let window = (ARENA + u64::from(case.window_at)).next_multiple_of(64);
+    match instruction.mnemonic() {
+        Xrstor | Xrstor64 => window - 512,
+        Fxrstor | Fxrstor64 => window,
+        _ => at,
+    }
+}
+
 fn aim_explicit(
     case: &mut Case,
     instruction: &Instruction,
@@ -342,6 +383,7 @@ fn aim_explicit(
     random: &mut Random,
 ) {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
+    let at = target_of(case, instruction, at);
     let mut wanted = at.wrapping_sub(segment_base(case, instruction.memory_segment()));
     if index.is_vector_register() {
         return aim_vector(case, instruction, wanted, random);

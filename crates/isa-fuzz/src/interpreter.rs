@@ -379,15 +379,18 @@ fn write_tables(memory: &GuestMemory) {
         .iter()
         .enumerate()
         .for_each(|(at, entry)| memory.store(LDT + 8 * at as u64, entry.descriptor()));
-    // Every handler is a HLT; of all of them, those that programs may call are none.
+    // Every handler is a HLT. Programs may call those of INT3 and INTO.
     for vector in 0..256u64 {
         let to = HIGH + HANDLERS + vector;
-        let gate = to & 0xffff | 0x10 << 16 | 0x8e00 << 32 | (to >> 16 & 0xffff) << 48;
+        let access = if matches!(vector, 3 | 4) { 0xee00 } else { 0x8e00 };
+        let gate = to & 0xffff | 0x10 << 16 | access << 32 | (to >> 16 & 0xffff) << 48;
         memory.store(IDT + 16 * vector, gate);
         memory.store(IDT + 16 * vector + 8, to >> 32);
         memory.store(HANDLERS + vector, 0xf4u8);
     }
     memory.store(TSS + 4, HIGH + KERNEL_STACK);
+    // No I/O permission bitmap.
+    memory.store(TSS + 0x66, 0xffffu16);
 }
 
 /// The vector that stands for no exception.

@@ -1,6 +1,10 @@
 //! The software CPU against the host's processor.
 
-use isa_fuzz::{Config, Session};
+use std::collections::BTreeSet;
+
+use iced_x86::{Code, Mnemonic};
+use isa_fuzz::interpreter::model;
+use isa_fuzz::{Config, Mode, Session, encode, exclusions};
 
 /// A tenth of them is excluded; a million is left, a few hundred for each encoding of each mode.
 const CASES: u64 = 1_120_000;
@@ -40,9 +44,25 @@ fn agree(config: Config, cases: u64) -> Session {
 #[test]
 fn a_million_random_instructions_do_what_the_host_does() {
     let session = agree(Config::new(0x5eed), number("ISA_FUZZ_CASES").unwrap_or(CASES));
-    for (mnemonic, (executed, completed)) in session.report.coverage.by_mnemonic() {
+    let counts = session.report.coverage.by_mnemonic();
+    for (mnemonic, (executed, completed)) in &counts {
         println!("{mnemonic:20} {executed:7} {completed:7}");
     }
+    let executed =
+        |mnemonic: &Mnemonic| counts.get(&format!("{mnemonic:?}")).is_some_and(|count| count.0 >= 20);
+    let missing: Vec<_> = comparable().into_iter().filter(|mnemonic| !executed(mnemonic)).collect();
+    assert!(missing.is_empty(), "hardly executed: {missing:?}");
+}
+
+/// What the model promises, some mode has, and is not excluded whatever its operands are.
+fn comparable() -> BTreeSet<Mnemonic> {
+    let model = model();
+    let promised = |code: &Code| {
+        let mut instruction = iced_x86::Instruction::new();
+        instruction.set_code(*code);
+        model.allows(code.cpuid_features()) && exclusions::excluded(&instruction).is_none()
+    };
+    Mode::ALL.iter().flat_map(|&mode| encode::codes(mode)).filter(promised).map(Code::mnemonic).collect()
 }
 
 #[test]

@@ -45,3 +45,38 @@ fn sixteen_bit_stacks_keep_the_upper_half_of_the_stack_pointer() {
         assert_eq!((outcome.vector, outcome.gprs[4]), (COMPLETED, u64::from(upper) << 16 | 0x100));
     }
 }
+
+/// Prints what the host executes of what no model promises.
+#[test]
+fn what_the_host_has_and_no_model_promises_is_known() {
+    let model = isa_fuzz::interpreter::model();
+    let mut oracle = Oracle::start().expect("an oracle");
+    let mut random = isa_fuzz::random::Random::new(1, 1);
+    let mut executed = std::collections::BTreeSet::new();
+    for code in isa_fuzz::encode::codes(Mode::Bits64) {
+        let refused = !model.allows(code.cpuid_features());
+        for _ in 0..if refused { 12 } else { 0 } {
+            let bytes = isa_fuzz::encode::bytes(code, Mode::Bits64, &mut random);
+            let mut decoder = iced_x86::Decoder::new(64, &bytes, 0);
+            let instruction = decoder.decode();
+            let code_bytes = &bytes[..instruction.len()];
+            if instruction.code() != code
+                || isa_fuzz::exclusions::excluded(&instruction).is_some()
+                || isa_fuzz::exclusions::may_enter_kernel(code_bytes)
+            {
+                continue;
+            }
+            let mut case = case(Mode::Bits64, code_bytes);
+            case.trap = Trap::Step;
+            let outcome = oracle.run_one(&case).expect("an outcome");
+            if outcome.vector != 6 {
+                executed.insert(format!("{:?}", code.mnemonic()));
+            }
+        }
+    }
+    println!("{executed:?}");
+    // Nothing of it changes what a guest can see of itself: a guest that looks at CPUID does not use it.
+    let known = ["Ptwrite"];
+    let unknown: Vec<_> = executed.iter().filter(|name| !known.contains(&name.as_str())).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
+}

@@ -3,6 +3,7 @@
 use super::shape::{Form, Shape, by_size, by_size_from_16};
 use crate::cpu::Cpu;
 use crate::insn::{Handler, Insn, Stop};
+use crate::mmu::Access;
 use crate::width::Width;
 
 /// MOV between general registers, memory and immediates.
@@ -322,6 +323,13 @@ pub fn bswap(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
         }
         _ => u16::write(&mut cpu.registers, insn.r1, 0),
     }
+    Ok(())
+}
+
+/// CLFLUSH, CLFLUSHOPT and CLWB: nothing is flushed, but the line is looked up as a load's byte is.
+pub fn flush_line(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
+    let linear = cpu.linear::<false>(insn, 1)?;
+    cpu.place_for(linear, 1, Access::Read)?;
     Ok(())
 }
 

@@ -317,8 +317,10 @@ pub fn by_mnemonic(mnemonic: Mnemonic) -> Row {
 
         // Hints and order.
         Nop | Endbr32 | Endbr64 | Rdsspd | Rdsspq | Reservednop | Prefetchnta | Prefetcht0 | Prefetcht1
-        | Prefetcht2 | Prefetchw | Prefetchwt1 | Prefetch | Prefetchit0 | Prefetchit1 | Clflush
-        | Clflushopt | Clwb | Cldemote => handler(flag::nop),
+        | Prefetcht2 | Prefetchw | Prefetchwt1 | Prefetch | Prefetchit0 | Prefetchit1 | Cldemote => {
+            handler(flag::nop)
+        }
+        Clflush | Clflushopt | Clwb => handler(data::flush_line),
         Serialize => handler(flag::nop).ends_block(),
         Lfence | Mfence | Sfence => handler(flag::fence),
         _ => undefined_row(),

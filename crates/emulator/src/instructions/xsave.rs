@@ -1,5 +1,7 @@
 //! FXSAVE, XSAVE and their kin. SDM vol. 1, *Managing State Using the XSAVE Feature Set*.
 
+use std::ops::Range;
+
 use x86::{Cr0, Cr4, Exception, Vector, Xcr0};
 
 use crate::cpu::Cpu;
@@ -35,9 +37,10 @@ fn check_available(cpu: &mut Cpu, undefined: bool) -> Result<(), Stop> {
     Ok(())
 }
 
-/// The operand's linear address, aligned.
-fn area(cpu: &mut Cpu, insn: &Insn, alignment: u64, write: bool) -> Result<u64, Stop> {
-    let linear = if write { cpu.linear::<true>(insn, 1)? } else { cpu.linear::<false>(insn, 1)? };
+/// The operand's linear address, aligned; `len` bytes of it are within its segment.
+fn area(cpu: &mut Cpu, insn: &Insn, (alignment, len): (u64, usize), write: bool) -> Result<u64, Stop> {
+    let len = len as u64;
+    let linear = if write { cpu.linear::<true>(insn, len)? } else { cpu.linear::<false>(insn, len)? };
     if linear % alignment != 0 {
         return Err(cpu.gp0());
     }
@@ -110,9 +113,9 @@ pub fn fxsave(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if cpu.cr0.intersects(Cr0::EM | Cr0::TS) {
         return Err(cpu.raise(Exception::new(Vector::DeviceNotAvailable)));
     }
-    let linear = area(cpu, insn, 16, true)?;
+    let linear = area(cpu, insn, (16, LEGACY), true)?;
     let mut image = [0; LEGACY];
-    cpu.probe_write(cpu.mmu.view, linear, AVAILABLE)?;
+    cpu.probe_write(cpu.mmu.view, linear, LEGACY)?;
     cpu.read_bytes(cpu.mmu.view, linear, &mut image)?;
     let sse = cpu.cr4.contains(Cr4::OSFXSR);
     save_legacy(cpu, insn, &mut image, Legacy { x87: true, sse, mxcsr: true });
@@ -146,7 +149,7 @@ pub fn fxrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     if cpu.cr0.intersects(Cr0::EM | Cr0::TS) {
         return Err(cpu.raise(Exception::new(Vector::DeviceNotAvailable)));
     }
-    let linear = area(cpu, insn, 16, false)?;
+    let linear = area(cpu, insn, (16, LEGACY), false)?;
     let mut image = [0; LEGACY];
     cpu.read_bytes(cpu.mmu.view, linear, &mut image)?;
     load_mxcsr(cpu, &image)?;
@@ -171,9 +174,11 @@ fn requested(cpu: &Cpu) -> u64 {
     mask & cpu.xcr0
 }
 
-fn xsave_area(cpu: &mut Cpu, insn: &Insn, write: bool) -> Result<u64, Stop> {
+/// Where the bytes of an XSAVE area within `range` of it lie. Their offset goes round as addresses of its size do.
+fn xsave_area(cpu: &mut Cpu, insn: &Insn, range: Range<usize>, write: bool) -> Result<u64, Stop> {
     check_available(cpu, !cpu.cr4.contains(Cr4::OSXSAVE))?;
-    area(cpu, insn, 64, write)
+    let at = Insn { disp: insn.disp.wrapping_add(range.start as u64), ..*insn };
+    area(cpu, &at, (64, range.len()), write)
 }
 
 /// XSAVE.
@@ -195,12 +200,13 @@ fn in_use(cpu: &Cpu) -> u64 {
 }
 
 fn save_standard(cpu: &mut Cpu, insn: &Insn, wanted: u64, written: u64) -> Result<(), Stop> {
-    let linear = xsave_area(cpu, insn, true)?;
-    let mut image = [0; LARGEST];
     let len = standard_len(wanted);
-    cpu.probe_write(cpu.mmu.view, linear, len)?;
-    cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
+    let first = legacy_start(wanted);
+    let linear = xsave_area(cpu, insn, first..len, true)?;
+    let mut image = [0; LARGEST];
     let (x87, sse, avx) = (Xcr0::X87.bits(), Xcr0::SSE.bits(), Xcr0::AVX.bits());
+    cpu.probe_write(cpu.mmu.view, linear, len - first)?;
+    cpu.read_bytes(cpu.mmu.view, linear, &mut image[first..len])?;
     let legacy =
         Legacy { x87: written & x87 != 0, sse: written & sse != 0, mxcsr: wanted & (sse | avx) != 0 };
     save_legacy(cpu, insn, &mut image, legacy);
@@ -208,9 +214,16 @@ fn save_standard(cpu: &mut Cpu, insn: &Insn, wanted: u64, written: u64) -> Resul
         save(cpu, *component, &mut image[component.offset()..]);
     }
     let kept = bytes_at(&image, LEGACY) & !wanted;
-    let bitmap = kept | wanted & cpu.vector.in_use().bits();
+    // Other code than 64-bit code has no ZMM16 to ZMM31: they do not count as in use.
+    let unreachable = if cpu.mode.is_64() { Xcr0::empty() } else { Xcr0::HI16_ZMM };
+    let bitmap = kept | wanted & (cpu.vector.in_use() - unreachable).bits();
     image[LEGACY..LEGACY + 8].copy_from_slice(&bitmap.to_le_bytes());
-    cpu.write_bytes(cpu.mmu.view, linear, &image[..len])
+    cpu.write_bytes(cpu.mmu.view, linear, &image[first..len])
+}
+
+/// Where an area begins to be accessed: the legacy region is left alone where nothing of it is wanted.
+fn legacy_start(wanted: u64) -> usize {
+    if wanted & (Xcr0::X87 | Xcr0::SSE | Xcr0::AVX).bits() == 0 { LEGACY } else { 0 }
 }
 
 /// Bytes that a standard area with these components takes.
@@ -236,14 +249,14 @@ fn compacted(components: u64) -> (Vec<(Component, usize)>, usize) {
 
 /// XSAVEC.
 pub fn xsavec(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    let linear = xsave_area(cpu, insn, true)?;
+    let linear = xsave_area(cpu, insn, 0..EXTENDED, true)?;
     save_compacted(cpu, insn, linear)
 }
 
 /// XSAVES: like XSAVEC, with the states that IA32_XSS enables; there are none of these.
 pub fn xsaves(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     check_supervisor(cpu)?;
-    let linear = xsave_area(cpu, insn, true)?;
+    let linear = xsave_area(cpu, insn, 0..EXTENDED, true)?;
     save_compacted(cpu, insn, linear)
 }
 
@@ -273,20 +286,28 @@ fn save_compacted(cpu: &mut Cpu, insn: &Insn, linear: u64) -> Result<(), Stop> {
 
 /// XRSTOR, from either form.
 pub fn xrstor(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
-    let linear = xsave_area(cpu, insn, false)?;
-    restore_area(cpu, insn, linear, false)
+    let len = standard_len(requested(cpu));
+    let first = legacy_start(requested(cpu));
+    let linear = xsave_area(cpu, insn, first..len, false)?;
+    restore_area(cpu, insn, (linear, first), false)
 }
 
 /// XRSTORS, from the compacted form alone.
 pub fn xrstors(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     check_supervisor(cpu)?;
-    let linear = xsave_area(cpu, insn, false)?;
-    restore_area(cpu, insn, linear, true)
+    let linear = xsave_area(cpu, insn, 0..EXTENDED, false)?;
+    restore_area(cpu, insn, (linear, 0), true)
 }
 
-fn restore_area(cpu: &mut Cpu, insn: &Insn, linear: u64, compact_only: bool) -> Result<(), Stop> {
+/// Loads an area from `first` on, which is at `linear`.
+fn restore_area(
+    cpu: &mut Cpu,
+    insn: &Insn,
+    (linear, first): (u64, usize),
+    compact_only: bool,
+) -> Result<(), Stop> {
     let mut image = [0; LARGEST];
-    cpu.read_bytes(cpu.mmu.view, linear, &mut image[..EXTENDED])?;
+    cpu.read_bytes(cpu.mmu.view, linear, &mut image[first..EXTENDED])?;
     let (present, layout) = (bytes_at(&image, LEGACY), bytes_at(&image, LEGACY + 8));
     let compact = layout & COMPACTED != 0;
     let valid = if compact {
@@ -302,7 +323,7 @@ fn restore_area(cpu: &mut Cpu, insn: &Insn, linear: u64, compact_only: bool) -> 
     }
     let wanted = requested(cpu);
     let len = if compact { compacted(layout).1 } else { standard_len(wanted & present) };
-    cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
+    cpu.read_bytes(cpu.mmu.view, linear, &mut image[first..len])?;
     if !is_wide(insn) {
         narrow_pointers(&mut image);
     }

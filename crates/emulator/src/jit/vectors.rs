@@ -36,12 +36,12 @@ pub struct Use {
 
 impl Use {
     /// Of an instruction that the host executes; `None` for those that must not run on live state: they may unmask
-    /// exceptions, or tell where the last instruction was.
+    /// exceptions, or tell or forget where the last instruction was.
     pub fn of(instruction: &Instruction, native: &NativeInsn) -> Option<Self> {
         use Mnemonic::*;
         if matches!(
             instruction.mnemonic(),
-            Fldcw | Fldenv | Frstor | Fnstenv | Fstenv | Fnsave | Fsave | Ldmxcsr | Vldmxcsr
+            Fldcw | Fldenv | Frstor | Fnstenv | Fstenv | Fnsave | Fsave | Fninit | Finit | Ldmxcsr | Vldmxcsr
         ) {
             return None;
         }
@@ -50,10 +50,12 @@ impl Use {
             return None;
         }
         let vectors = (0..instruction.op_count()).any(|n| instruction.op_register(n).is_vector_register());
+        // From memory to an MMX register, by MXCSR.
+        let converts = matches!(instruction.mnemonic(), Cvtps2pi | Cvttps2pi | Cvtpd2pi | Cvttpd2pi);
         let need = match native.class {
             StateClass::General => 0,
             StateClass::X87 | StateClass::Wait => X87,
-            StateClass::Mmx if vectors => X87 | SSE,
+            StateClass::Mmx if vectors || converts => X87 | SSE,
             StateClass::Mmx => X87,
             StateClass::Sse => SSE,
             StateClass::Avx | StateClass::Avx512 => FULL,
