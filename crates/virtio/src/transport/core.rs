@@ -213,6 +213,11 @@ impl QueueSlot {
         Self { max, config: QueueConfig { size: max, ..QueueConfig::default() }, queue: None }
     }
 
+    /// The most entries that it can have.
+    pub(crate) fn max(&self) -> u16 {
+        self.max
+    }
+
     pub(crate) fn is_enabled(&self) -> bool {
         self.queue.is_some()
     }
