@@ -40,7 +40,10 @@ if [ -f /ringside/exec ]; then
     else
         exec 4>&3
     fi
-    PATH=$programs /ringside/bin/sh /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
+    # busybox's shell takes its own commands before those of packages; Debian's comes with them.
+    shell=/ringside/bin/sh
+    [ ! -x /bin/dash ] || shell=/bin/dash
+    PATH=$programs "$shell" /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
     /ringside/report $? <&3 >&4
     # The machine has no debug-exit port.
     exec poweroff -f

@@ -29,6 +29,9 @@ use super::{GuestError, GuestFiles, Progress, apt, build};
 /// Raised when an archive's making changes: older ones are then made anew.
 const FORMAT: u32 = 1;
 
+/// The shell that runs commands where there are packages: busybox's would take its own `gzip` before a package's.
+const SHELL: &str = "dash";
+
 /// A guest's initramfs with packages behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Software {
@@ -65,7 +68,8 @@ pub fn with_packages(
     names: &[String],
     progress: &mut dyn Progress,
 ) -> Result<Software, GuestError> {
-    let names: Vec<String> = names.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+    let wanted = names.iter().cloned().chain([SHELL.to_owned()]);
+    let names: Vec<String> = wanted.collect::<BTreeSet<_>>().into_iter().collect();
     let root = user_folder()?.join("software");
     let folder = root.join(folder_name(guest, &names));
     if let Some(manifest) = load(&folder).filter(|manifest| manifest.is_of(files)) {
