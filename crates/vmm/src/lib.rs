@@ -26,12 +26,12 @@ pub mod ledger_bus;
 pub mod machine;
 pub mod outcome;
 pub mod output;
-pub mod platform;
 mod pci_devices;
+pub mod platform;
 mod registers;
+mod sleep;
 mod smbios;
 mod start;
-mod sleep;
 pub mod vcpu_thread;
 
 pub use engine::{Counter, CounterValue};
