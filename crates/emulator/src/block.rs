@@ -12,7 +12,9 @@ use crate::mode::Mode;
 /// Instructions kept, at most; then all are forgotten.
 const MOST_INSNS: usize = 512 * 1024;
 /// Entries of the table from RIP to block.
-const RECENT: usize = 4096;
+const RECENT: usize = 1 << 14;
+/// Masks a hash of a RIP to its entry's number.
+pub const RECENT_MASK: i32 = RECENT as i32 - 1;
 /// No block.
 pub const NO_BLOCK: u32 = u32::MAX;
 

@@ -43,6 +43,8 @@ pub struct Interpreter {
     pub(crate) interruptions: u64,
     /// With [`crate::jit::Settings::leave_early`]: instructions after which translated code comes back, 1 or 256.
     pub(crate) run_at_least: u64,
+    /// The count of instructions in translated code when STI's shadow began.
+    pub(crate) shadow_began: u64,
     /// A handler's panic, on its way around translated code.
     pub(crate) panic: Option<Box<dyn std::any::Any + Send>>,
 }
@@ -82,6 +84,7 @@ impl Interpreter {
             interprets_next: false,
             interruptions: 0,
             run_at_least: 1,
+            shadow_began: 0,
             panic: None,
         }
     }
@@ -111,21 +114,39 @@ impl Interpreter {
             if let Err(exit) = self.boundary() {
                 return exit;
             }
+            let covered = self.cpu.shadow;
             let leave = if self.steps_alone() { self.single() } else { self.free_run() };
+            if covered {
+                // An NMI may wait.
+                self.attention.raise(Signals::INTERRUPT);
+            }
             if let Leave::Exit(exit) = leave {
                 return exit;
             }
         }
     }
 
-    /// Whether the next instruction must run by itself: a shadow covers it, or it is traced, or RF holds for it.
+    /// Whether the next instruction must run by itself: it is traced, or RF holds for it, or a shadow covers it. The
+    /// shadow of STI only matters where something waits: what comes up later finds the instruction done.
     pub(crate) fn steps_alone(&self) -> bool {
-        self.cpu.shadow || self.cpu.system_flags.intersects(Flags::TF | Flags::RF)
+        let cpu = &self.cpu;
+        let waits = cpu.stack_shadow || self.interrupt_waits || self.attention.pending();
+        cpu.shadow && waits || cpu.system_flags.intersects(Flags::TF | Flags::RF)
     }
 
     /// Whether there is anything for [`Interpreter::boundary`] that the attention word does not tell.
     pub(crate) fn has_more_to_look_at(&self) -> bool {
         self.interrupt_waits && self.cpu.system_flags.contains(Flags::IF) || self.steps_alone()
+    }
+
+    /// After an instruction that ends its block: whether there is nothing to do before the next one.
+    pub(crate) fn may_go_on(&self) -> bool {
+        let cpu = &self.cpu;
+        self.peers.is_settled()
+            && !self.nmi_waits
+            && !(cpu.halted || cpu.waits_for_sipi || cpu.debug_traps != 0 || cpu.pmu.is_active())
+            && !self.attention.pending()
+            && !self.has_more_to_look_at()
     }
 
     /// Blocks after blocks, until there is something to look at.
@@ -166,6 +187,7 @@ impl Interpreter {
             self.translate(number, rip, regime);
             return None;
         }
+        self.cpu.shadow = false;
         self.cpu.block_rip = rip;
         self.cpu.rip = block.end;
         self.cpu.mmu.executing = block.pages;

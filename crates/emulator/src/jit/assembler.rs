@@ -4,7 +4,9 @@
 pub type Host = u8;
 
 pub const RAX: Host = 0;
+pub const RCX: Host = 1;
 pub const RSP: Host = 4;
+pub const RBP: Host = 5;
 pub const RDI: Host = 7;
 pub const RSI: Host = 6;
 /// Where the guest's stack pointer lives.

@@ -56,6 +56,17 @@ impl Calls {
         self.recipes.get(number.checked_sub(1)? as usize)
     }
 
+    /// The flags by the recipe of a number; `frame` are those in the frame.
+    pub fn flags(&self, number: u32, registers: &[u64; 16], frame: u64) -> u64 {
+        let Some(recipe) = self.get_recipe(number) else { return frame };
+        let before = match recipe.before() {
+            // What is before a rotation is no rotation.
+            Some(before) => self.get_recipe(before).map_or(frame, |before| before.flags(registers, frame)),
+            None => 0,
+        };
+        recipe.flags(registers, before)
+    }
+
     /// Forgets the last calls, of code that was not used.
     pub fn truncate(&mut self, calls: usize) {
         self.calls.truncate(calls);

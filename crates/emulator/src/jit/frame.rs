@@ -6,6 +6,7 @@
 
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
 use super::vectors::{self, Routines, Width};
+use crate::block::RECENT_MASK;
 
 /// Offsets in the frame, in bytes.
 pub mod slot {
@@ -306,11 +307,11 @@ fn unwind(a: &mut Assembler) {
 
 fn dispatch(a: &mut Assembler, leave: usize) {
     a.store(ADDRESS, RSP, slot::SPARE);
-    // The slot's number: (rip ^ rip >> 12) % 4096.
+    // The slot's number, as `Blocks::slot` has it.
     a.mov(SCRATCH, ADDRESS);
     a.shift(5, SCRATCH, 12);
     a.registers(true, &[0x33], SCRATCH, ADDRESS);
-    a.alu_immediate(false, 4, SCRATCH, 0xfff);
+    a.alu_immediate(false, 4, SCRATCH, RECENT_MASK);
     a.shift(4, SCRATCH, RECENT_SHIFT);
     a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
     a.memory(true, &[0x3b], ADDRESS, SCRATCH, 0);

@@ -30,7 +30,6 @@ use call::Calls;
 pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Stubs, stubs};
 use links::Links;
-use recipe::Recipe;
 use region::Region;
 use translate::{Translation, translate};
 pub use vectors::Use;
@@ -341,9 +340,13 @@ impl Jit {
     }
 
     /// What a call in translated code calls, and how the flags are computed there where they are not in the frame.
-    pub fn call(&self, number: u32) -> (Call, Option<&Recipe>) {
-        let call = self.calls.get(number);
-        (call, self.calls.get_recipe(call.recipe))
+    pub fn call(&self, number: u32) -> Call {
+        self.calls.get(number)
+    }
+
+    /// The flags where a call is made; `frame` are those in the frame.
+    pub fn flags(&self, call: &Call, registers: &[u64; 16], frame: u64) -> u64 {
+        self.calls.flags(call.recipe, registers, frame)
     }
 
     /// For [`Context::x87_area`].

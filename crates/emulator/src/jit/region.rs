@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use guest_memory::GuestMemory;
 use iced_x86::{
-    Decoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
+    Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
 };
 
 use crate::block::{Block, Blocks};
@@ -160,13 +160,18 @@ impl Facts {
     }
 }
 
+/// Whether a conditional branch has code of its own.
+pub fn is_branch(i: &Instruction) -> bool {
+    i.is_jcc_short_or_near() || matches!(i.code(), Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64)
+}
+
 /// Where an instruction at a block's end leads by itself.
 fn successors(last: &Instruction, end: u64) -> Vec<u64> {
     let direct = last.op_kind(0) == OpKind::NearBranch64;
     match last.flow_control() {
         FlowControl::Next => vec![end],
         FlowControl::UnconditionalBranch if direct => vec![last.near_branch_target()],
-        FlowControl::ConditionalBranch if direct && last.is_jcc_short_or_near() => {
+        FlowControl::ConditionalBranch if direct && is_branch(last) => {
             vec![last.near_branch_target(), end]
         }
         _ => Vec::new(),

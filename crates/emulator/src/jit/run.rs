@@ -9,6 +9,7 @@ use super::native_set::is_copied;
 use super::region::Region;
 use super::{Context, Jit, STEP_DISPATCH, Settings, Source, Use, exit};
 use crate::block::{Blocks, NO_REGION, Regime};
+use crate::insn::Stop;
 use crate::interpreter::{Interpreter, Leave};
 use crate::mmu::NO_PAGE;
 use crate::native::execute::refusal;
@@ -153,6 +154,7 @@ impl Interpreter {
             start,
             ..Context::default()
         };
+        self.shadow_began = start;
         let this: *mut Self = self;
         context.owner = this as u64;
         // SAFETY: the block's code is of this generation (forgetting code forgets the blocks). The context points to
@@ -170,6 +172,9 @@ impl Interpreter {
         }
         if let Some(panic) = self.panic.take() {
             resume_unwind(panic);
+        }
+        if why != exit::STOP && context.count != self.shadow_began {
+            self.cpu.shadow = false;
         }
         if why == exit::DISPATCH {
             self.cpu.rip = context.rip;
@@ -210,12 +215,9 @@ impl Interpreter {
     /// Runs the handler that translated code calls.
     fn step(&mut self, context: &mut Context, number: u32) -> u32 {
         let Some(jit) = &mut self.jit else { return exit::STOP };
-        let (call, recipe) = jit.call(number);
+        let call = jit.call(number);
         let cpu = &mut self.cpu;
-        let flags = match recipe {
-            Some(recipe) => recipe.flags(cpu.registers.all_mut()),
-            None => from_frame(context.flags),
-        };
+        let flags = jit.flags(&call, cpu.registers.all_mut(), from_frame(context.flags));
         cpu.flags.set_bits(flags);
         jit.count_handler_call(self.blocks.insn(call.insn).mnemonic);
         let block = *self.blocks.get(call.block);
@@ -224,16 +226,27 @@ impl Interpreter {
         let executed = context.count.wrapping_sub(context.start);
         cpu.translated = executed.wrapping_add_signed(call.pending.into());
         let at = *self.blocks.insn(call.insn);
-        if let Err(stop) = (at.run)(cpu, &at) {
-            self.stopped_at = Some((call, stop));
-            return exit::STOP;
+        cpu.shadow = false;
+        let result = (at.run)(cpu, &at);
+        let is_last = call.insn + 1 == block.first + block.count;
+        match result {
+            Ok(()) => {}
+            Err(Stop::EndBlock) if is_last && self.may_go_on() => {}
+            Err(stop) => {
+                self.stopped_at = Some((call, stop));
+                return exit::STOP;
+            }
+        }
+        let cpu = &mut self.cpu;
+        if cpu.shadow {
+            self.shadow_began = context.count;
         }
         context.flags = to_frame(cpu.flags.bits());
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
         context.vector = (&raw mut *cpu.vector) as u64;
         (context.fs_base, context.gs_base) = (cpu.bases[4], cpu.bases[5]);
         (context.rip, context.regime) = (cpu.rip, self.regime());
-        match call.insn + 1 == block.first + block.count {
+        match is_last {
             false => 0,
             true if self.has_more_to_look_at() => exit::STOP,
             true => STEP_DISPATCH,

@@ -92,6 +92,8 @@ struct Translator<'a> {
     states: Vec<usize>,
     /// Vector state that is live throughout.
     need: u8,
+    /// Whether the host rotates without touching the flags.
+    rorx: bool,
     factory: InstructionInfoFactory,
     encoder: Encoder,
 }
@@ -122,6 +124,7 @@ pub fn translate(source: &Source<'_>, region: &Region, calls: &mut Calls, stubs:
         exits: Vec::new(),
         states: Vec::new(),
         need: 0,
+        rorx: std::is_x86_feature_detected!("bmi2"),
         factory: InstructionInfoFactory::new(),
         encoder: Encoder::new(64),
     };
@@ -190,6 +193,7 @@ impl Translator<'_> {
 
     /// Emits one instruction. Gives whether it ended the block.
     fn instruction(&mut self, instruction: &Instruction) -> bool {
+        let before = self.at.recipe;
         let start = (self.a.here(), self.at, self.calls.counts().0);
         let lengths = (self.cold.len(), self.outward.len(), self.exits.len());
         let done = match self.special(instruction) {
@@ -206,8 +210,9 @@ impl Translator<'_> {
             self.handler(instruction)
         });
         if let Some(recipe) = self.at.recipe
+            && before == self.at.recipe
             && !self.region.parts[self.present].facts[self.number].sets_flags
-            && self.region.parts[self.present].facts[self.number].writes & recipe.needs() != 0
+            && self.region.parts[self.present].facts[self.number].writes & recipe.needs != 0
         {
             self.at.recipe = None;
         }
@@ -280,8 +285,14 @@ impl Translator<'_> {
             let access = if writes { Access::Write } else { Access::Read };
             misses.push(self.probe(access, i.memory_size().size() as u32));
         }
-        let modified = i.rflags_modified() & FLAGS;
-        if i.rflags_read() & FLAGS != 0 || modified != 0 && (modified != FLAGS || keeps_flags(i)) {
+        let (mut modified, mut read) = (i.rflags_modified() & FLAGS, i.rflags_read() & FLAGS);
+        if let Some(rotation) = self.rotation_without_flags(i) {
+            (copy, modified, read) = (rotation, 0, 0);
+        }
+        if read != 0 || modified != 0 && (modified != FLAGS || keeps_flags(i)) {
+            if let Flags::Recipe(_) = self.at.flags {
+                return Err(NotCopied);
+            }
             self.load_flags();
         }
         let mut free = if memory.is_some() { vec![SCRATCH] } else { vec![SCRATCH, ADDRESS] };
@@ -289,9 +300,9 @@ impl Translator<'_> {
             self.effective_address(i, false)?;
         }
         let mut spilled: Vec<(i32, Host)> = Vec::new();
-        for n in 0..i.op_count() {
-            if i.op_kind(n) == OpKind::Register && i.op_register(n).is_gpr() {
-                let register = self.rename(i.op_register(n), &mut free, &mut spilled)?;
+        for n in 0..copy.op_count() {
+            if copy.op_kind(n) == OpKind::Register && copy.op_register(n).is_gpr() {
+                let register = self.rename(copy.op_register(n), &mut free, &mut spilled)?;
                 copy.set_op_register(n, register);
             }
         }
@@ -321,7 +332,7 @@ impl Translator<'_> {
         }
         if modified != 0 {
             self.at.flags = Flags::Host;
-            self.at.recipe = flags::recipe(i);
+            self.at.recipe = self.recipe_after(i);
         }
         misses.into_iter().for_each(|from| self.resume_here(from, call, i));
         Ok(())

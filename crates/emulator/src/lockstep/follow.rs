@@ -172,6 +172,7 @@ fn run(vcpu: &mut Interpreter, watch: &mut Watch, most: u64) -> Option<Leave> {
     watch.runs.push(Run { rip, block: Some(number) });
     watch.learn(vcpu, number);
     let block = *vcpu.blocks.get(number);
+    vcpu.cpu.shadow = false;
     vcpu.cpu.block_rip = rip;
     vcpu.cpu.rip = block.end;
     vcpu.cpu.mmu.executing = block.pages;

@@ -4,14 +4,14 @@ use super::{Access, View};
 use guest_memory::Offset;
 
 /// Entries in each view's part of a table.
-pub const ENTRIES: usize = 1024;
+pub const ENTRIES: usize = 4096;
 const VIEWS: usize = 4;
 const SIZE: usize = ENTRIES * VIEWS;
 const PAGE: u64 = !0xfff;
 /// Address spaces whose translations are kept.
 const SPACES: usize = 8;
 /// Fills that a table remembers one by one; after more, a flush empties all of it.
-const LOG: usize = 256;
+const LOG: usize = 2048;
 
 /// One page's translation, as translated code reads it too. A tag is the linear page, or [`no_page`].
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub struct Entry {
 pub const ENTRY_READ: i32 = std::mem::offset_of!(Entry, read) as i32;
 /// The tag for stores.
 pub const ENTRY_WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
+/// Masks a linear address, shifted right by 7, to its entry's offset in bytes.
+pub const ENTRY_MASK: i32 = ((ENTRIES - 1) * size_of::<Entry>()) as i32;
 /// The page's offset in RAM.
 pub const ENTRY_PAGE: i32 = std::mem::offset_of!(Entry, page) as i32;
 

@@ -1,9 +1,10 @@
 //! Between the parts of a region: entries, joins, exits, and the ways to handlers and back.
 
-use iced_x86::Instruction;
+use iced_x86::{Code, Instruction};
 
 use super::{At, Cold, Flags, Translator};
-use crate::jit::assembler::{ADDRESS, Assembler, Jump, RSP, SCRATCH};
+use crate::block::RECENT_MASK;
+use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
 use crate::jit::frame::{RECENT_CODE, RECENT_REGIME, RECENT_SHIFT, slot};
 use crate::jit::vectors::{FULL, SSE, X87};
 
@@ -150,6 +151,7 @@ impl Translator<'_> {
         self.a.mov_immediate(ADDRESS, rip);
         self.a.mov_immediate(SCRATCH, (self.source.recent)(rip));
         let fails = self.dispatch_to_entry();
+        self.jump_to_entry();
         self.leaving.push((fails.to_vec(), rip));
     }
 
@@ -165,19 +167,30 @@ impl Translator<'_> {
         self.a.memory(true, &[0x83], 7, SCRATCH, RECENT_CODE);
         self.a.bytes.push(0);
         let untranslated = self.a.jump_if(4);
-        self.a.memory(false, &[0xff], 4, SCRATCH, RECENT_CODE);
         [another, elsewhere, untranslated]
+    }
+
+    /// To the code of the entry at [`SCRATCH`].
+    fn jump_to_entry(&mut self) {
+        self.a.memory(false, &[0xff], 4, SCRATCH, RECENT_CODE);
+    }
+
+    /// Goes to the block whose RIP is in [`ADDRESS`] after what `commit` does, which may change neither scratch register
+    /// but [`ADDRESS`]. Where that block is not at hand, nothing is changed and the present instruction's handler is
+    /// called, which also finds a RIP that is not canonical.
+    pub(super) fn branch(&mut self, commit: impl FnOnce(&mut Assembler)) {
+        self.entry_of();
+        let fails = self.dispatch_to_entry();
+        fails.into_iter().for_each(|fail| self.no_resume(fail));
+        commit(&mut self.a);
+        self.jump_to_entry();
     }
 
     /// Goes to the block whose RIP is in [`ADDRESS`]. Each place has its own jump, for the host to predict.
     pub(super) fn dispatch(&mut self) {
-        self.a.mov(SCRATCH, ADDRESS);
-        self.a.shift(5, SCRATCH, 12);
-        self.a.registers(true, &[0x33], SCRATCH, ADDRESS);
-        self.a.alu_immediate(false, 4, SCRATCH, 0xfff);
-        self.a.shift(4, SCRATCH, RECENT_SHIFT);
-        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
+        self.entry_of();
         let [another, elsewhere, untranslated] = self.dispatch_to_entry();
+        self.jump_to_entry();
         let here = self.a.here();
         self.a.land(elsewhere, here);
         self.a.land(untranslated, here);
@@ -185,6 +198,16 @@ impl Translator<'_> {
         let here = self.a.here();
         self.a.land(another, here);
         self.outward_jump(self.stubs.leave);
+    }
+
+    /// The address of the entry for the RIP in [`ADDRESS`] in the table of recent blocks, to [`SCRATCH`].
+    fn entry_of(&mut self) {
+        self.a.mov(SCRATCH, ADDRESS);
+        self.a.shift(5, SCRATCH, 12);
+        self.a.registers(true, &[0x33], SCRATCH, ADDRESS);
+        self.a.alu_immediate(false, 4, SCRATCH, RECENT_MASK);
+        self.a.shift(4, SCRATCH, RECENT_SHIFT);
+        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
     }
 
     pub(super) fn outward_jump(&mut self, to: usize) {
@@ -198,12 +221,7 @@ impl Translator<'_> {
         let at = self.at;
         let rip = i.near_branch_target();
         match self.region.index.get(&rip).copied() {
-            Some(to) if !self.region.parts[to].join => {
-                self.incoming[to] = Some(self.leaving_part());
-                let taken = self.a.jump_if(condition);
-                self.land_at(taken, to);
-            }
-            Some(to) if to <= self.present => {
+            Some(to) if to <= self.present && self.region.parts[to].join => {
                 // Back: the way that is taken most often.
                 let not_taken = self.a.jump_if(condition ^ 1);
                 self.edge(rip, false);
@@ -213,10 +231,37 @@ impl Translator<'_> {
             }
             _ => {
                 let taken = self.a.jump_if(condition);
-                self.deferred.push((taken, rip, self.present, at));
+                self.inherit_or_defer(taken, rip, at);
             }
         }
         self.edge(i.next_ip(), true);
+    }
+
+    /// LOOP and JRCXZ, which leave the flags alone: so do the host's instructions.
+    pub(super) fn branch_on_rcx(&mut self, i: &Instruction) {
+        let at = self.at;
+        let (zero, other) = if i.code() == Code::Jrcxz_rel8_64 {
+            (i.near_branch_target(), i.next_ip())
+        } else {
+            self.a.lea(true, RCX, Some(RCX), None, -1);
+            (i.next_ip(), i.near_branch_target())
+        };
+        // jrcxz over the jump to where the other way goes.
+        self.a.bytes.extend_from_slice(&[0xe3, 5]);
+        let jump = self.a.jump();
+        self.inherit_or_defer(jump, other, at);
+        self.edge(zero, true);
+    }
+
+    /// A jump that is taken under a condition: to a part that inherits the present state, or to an edge of its own.
+    fn inherit_or_defer(&mut self, jump: Jump, rip: u64, at: At) {
+        match self.region.index.get(&rip).copied() {
+            Some(to) if !self.region.parts[to].join => {
+                self.incoming[to] = Some(self.leaving_part());
+                self.land_at(jump, to);
+            }
+            _ => self.deferred.push((jump, rip, self.present, at)),
+        }
     }
 
     /// What is seldom run, behind the code that is run often.

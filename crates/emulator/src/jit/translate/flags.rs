@@ -4,7 +4,7 @@
 //! are saved to the frame, unless nobody reads them any more. Then it is enough to know how they follow from the
 //! registers, should the probe's way to the handler be taken.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::Translator;
 use crate::jit::assembler::{RAX, RSP, SCRATCH};
@@ -57,7 +57,7 @@ impl Translator<'_> {
     pub(super) fn give_up_flags(&mut self) {
         if self.at.flags == Flags::Host
             && let Some(recipe) = self.at.recipe
-            && self.is_enough(recipe)
+            && self.is_enough(recipe, self.number)
         {
             self.at.flags = Flags::Recipe(self.calls.recipe(recipe));
             return;
@@ -78,23 +78,89 @@ impl Translator<'_> {
 
     /// Whether a recipe serves all that follows: until the next instruction that overwrites the flags, nobody reads
     /// them, and the registers are what they were wherever a handler may be called.
-    fn is_enough(&self, recipe: Recipe) -> bool {
+    fn is_enough(&self, recipe: Recipe, from: usize) -> bool {
         let mut intact = true;
-        for facts in &self.part().facts[self.number..] {
-            if facts.needs_flags || facts.may_leave && !intact {
+        // What the flags before a rotation need, and what those after it.
+        let mut before = recipe.needs;
+        if recipe.before().is_some() {
+            before &= !(1 << (recipe.left & 15));
+        }
+        let mut needs = recipe.needs;
+        let part = self.part();
+        for (facts, insn) in part.facts.iter().zip(&part.insns).skip(from) {
+            let rotation = rotation(insn).filter(|_| self.rorx);
+            if facts.needs_flags && rotation.is_none() || facts.may_leave && !intact {
                 return false;
             }
             if facts.sets_flags {
                 return true;
             }
-            intact &= facts.writes & recipe.needs() == 0;
+            if let Some((_, left)) = rotation {
+                if before & facts.writes != 0 {
+                    return false;
+                }
+                // A register that only the last rotation needed may have changed since.
+                (needs, intact) = (before | 1 << (left & 15), true);
+            } else {
+                if facts.writes & before != 0 {
+                    before = u16::MAX;
+                }
+                intact &= facts.writes & needs == 0;
+            }
         }
         false
     }
+
+    /// A rotation by an immediate, without the host's flags: they are somewhere else, and stay there.
+    pub(super) fn rotation_without_flags(&mut self, i: &Instruction) -> Option<Instruction> {
+        let (operation, left) = rotation(i).filter(|_| self.rorx)?;
+        let before = match self.at.flags {
+            Flags::Frame => None,
+            Flags::Recipe(number) => Some((number, *self.calls.get_recipe(number)?)),
+            Flags::Host | Flags::Both => return None,
+        };
+        let size = i.op_register(0).size() as u8;
+        let recipe = Recipe::rotated(operation, size, left, before);
+        if !self.is_enough(recipe, self.number + 1) {
+            return None;
+        }
+        self.at.flags = Flags::Recipe(self.calls.recipe(recipe));
+        let code = if size == 8 { Code::VEX_Rorx_r64_rm64_imm8 } else { Code::VEX_Rorx_r32_rm32_imm8 };
+        let bits = u32::from(size) * 8;
+        let count = u32::from(i.immediate8()) % bits;
+        let right = if operation == Operation::RotateRight { count } else { bits - count };
+        Instruction::with3(code, i.op_register(0), i.op_register(0), right).ok()
+    }
+
+    /// How the flags follow from what an instruction has left behind, which ran with the host's.
+    pub(super) fn recipe_after(&mut self, i: &Instruction) -> Option<Recipe> {
+        let Some((operation, left)) = rotation(i) else { return recipe(i) };
+        let before = self.at.recipe?;
+        let number = self.calls.recipe(before);
+        let size = i.op_register(0).size() as u8;
+        (before.needs & 1 << (left & 15) == 0 || before.before().is_some_and(|_| before.left == left))
+            .then(|| Recipe::rotated(operation, size, left, Some((number, before))))
+    }
+}
+
+/// A rotation of a 32- or 64-bit register by an immediate that is not zero: which, and the register.
+fn rotation(i: &Instruction) -> Option<(Operation, u8)> {
+    let operation = match i.mnemonic() {
+        Mnemonic::Ror => Operation::RotateRight,
+        Mnemonic::Rol => Operation::RotateLeft,
+        _ => return None,
+    };
+    let register = i.op_register(0);
+    let bits = register.size() as u8 * 8;
+    let fits = i.op_kind(0) == OpKind::Register
+        && i.op_kind(1) == OpKind::Immediate8
+        && bits >= 32
+        && i.immediate8() % bits != 0;
+    fits.then(|| (operation, register.full_register().number() as u8))
 }
 
 /// How the flags that an instruction sets follow from what it leaves behind.
-pub fn recipe(i: &Instruction) -> Option<Recipe> {
+fn recipe(i: &Instruction) -> Option<Recipe> {
     let operation = match i.mnemonic() {
         Mnemonic::And | Mnemonic::Or | Mnemonic::Xor => Operation::Logic,
         Mnemonic::Test => Operation::Test,
@@ -123,5 +189,5 @@ pub fn recipe(i: &Instruction) -> Option<Recipe> {
         _ if operation == Operation::Logic => Right::Immediate(0),
         right => right,
     };
-    Some(Recipe { operation, size: i.op_register(0).size() as u8, left, right })
+    Some(Recipe::new(operation, i.op_register(0).size() as u8, left, right))
 }

@@ -1,10 +1,10 @@
 //! Branches and the stack, written out.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::operand::{Home, home};
 use super::{NotCopied, Translator};
-use crate::jit::assembler::{ADDRESS, GUEST_RSP, Jump, RSP, SCRATCH};
+use crate::jit::assembler::{ADDRESS, GUEST_RSP, Jump, RBP, RSP, SCRATCH};
 use crate::jit::frame::slot;
 use crate::mmu::Access;
 
@@ -25,6 +25,10 @@ impl Translator<'_> {
                 self.conditional_jump(i, condition_number(i));
                 Ok(true)
             }
+            _ if matches!(i.code(), Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64) => {
+                self.branch_on_rcx(i);
+                Ok(true)
+            }
             Mnemonic::Call if i.op_kind(0) == OpKind::NearBranch64 => {
                 self.begin_branch();
                 self.push_next(i);
@@ -41,9 +45,9 @@ impl Translator<'_> {
             }
             Mnemonic::Jmp if register(0).is_some_and(|r| r.is_gpr64()) => {
                 self.begin_branch();
-                self.target_in(register(0)?);
-                self.a.load(ADDRESS, RSP, slot::SPARE);
-                self.dispatch();
+                let target = self.guest(register(0)?.number() as u8, ADDRESS);
+                self.a.mov(ADDRESS, target);
+                self.branch(|_| {});
                 Ok(true)
             }
             _ if (i.is_call_near_indirect() || i.is_jmp_near_indirect()) && i.memory_size().size() == 8 => {
@@ -55,6 +59,26 @@ impl Translator<'_> {
             }
             Mnemonic::Push if i.stack_pointer_increment() == -8 && i.op_kind(0) != OpKind::Memory => {
                 self.push(i)
+            }
+            Mnemonic::Push if i.stack_pointer_increment() == -8 => self.push_memory(i),
+            Mnemonic::Leave if i.code() == Code::Leaveq => {
+                self.leave(i);
+                Ok(false)
+            }
+            Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence
+                if self.source.model.allows(i.cpuid_features()) =>
+            {
+                self.encode(i).map(|()| false)
+            }
+            // Hints that the host's caches have no use for.
+            Mnemonic::Prefetcht0
+            | Mnemonic::Prefetcht1
+            | Mnemonic::Prefetcht2
+            | Mnemonic::Prefetchnta
+            | Mnemonic::Prefetchw
+                if self.source.model.allows(i.cpuid_features()) =>
+            {
+                Ok(false)
             }
             Mnemonic::Pop
                 if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) =>
@@ -110,6 +134,35 @@ impl Translator<'_> {
         self.resume_here(miss, call, i);
     }
 
+    /// PUSH of a memory operand.
+    fn push_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
+        self.give_up_flags();
+        let call = self.call();
+        self.effective_address(i, true)?;
+        let unread = self.probe(Access::Read, 8);
+        self.a.load(ADDRESS, ADDRESS, 0);
+        self.a.store(ADDRESS, RSP, slot::SPARE);
+        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
+        let unwritten = self.probe(Access::Write, 8);
+        self.a.load(SCRATCH, RSP, slot::SPARE);
+        self.a.store(SCRATCH, ADDRESS, 0);
+        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.resume_here(unread, call, i);
+        self.resume_here(unwritten, call, i);
+        Ok(false)
+    }
+
+    /// LEAVE.
+    fn leave(&mut self, i: &Instruction) {
+        self.give_up_flags();
+        let call = self.call();
+        self.a.mov(ADDRESS, RBP);
+        let miss = self.probe(Access::Read, 8);
+        self.a.lea(true, GUEST_RSP, Some(RBP), None, 8);
+        self.a.load(RBP, ADDRESS, 0);
+        self.resume_here(miss, call, i);
+    }
+
     /// Pushes the address of the next instruction.
     fn push_next(&mut self, i: &Instruction) {
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
@@ -136,12 +189,14 @@ impl Translator<'_> {
         let miss = self.probe(Access::Read, 8);
         self.no_resume(miss);
         self.a.load(ADDRESS, ADDRESS, 0);
+        if i.is_jmp_near_indirect() {
+            self.branch(|_| {});
+            return Ok(true);
+        }
         self.a.store(ADDRESS, RSP, slot::SPARE);
         let bad = self.not_canonical();
         self.no_resume(bad);
-        if i.is_call_near_indirect() {
-            self.push_next(i);
-        }
+        self.push_next(i);
         self.a.load(ADDRESS, RSP, slot::SPARE);
         self.dispatch();
         Ok(true)
@@ -162,11 +217,8 @@ impl Translator<'_> {
         let miss = self.probe(Access::Read, 8);
         self.no_resume(miss);
         self.a.load(ADDRESS, ADDRESS, 0);
-        let bad = self.not_canonical();
-        self.no_resume(bad);
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released);
-        self.dispatch();
+        self.branch(|a| a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released));
     }
 }
 

@@ -5,7 +5,7 @@ use iced_x86::{Instruction, Register};
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
 use crate::jit::frame::slot;
-use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
+use crate::mmu::{Access, ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// Where a guest register lives.
 pub enum Home {
@@ -29,7 +29,7 @@ impl Translator<'_> {
         let tag = if access == Access::Write { ENTRY_WRITE } else { ENTRY_READ };
         self.a.mov(SCRATCH, ADDRESS);
         self.a.shift(5, SCRATCH, 7);
-        self.a.alu_immediate(false, 4, SCRATCH, 0x3ff << 5);
+        self.a.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
         self.a.memory(true, &[0x03], SCRATCH, RSP, slot::TLB);
         self.a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
         self.a.alu_immediate(true, 7, ADDRESS, 4096 - size as i32);
