@@ -34,8 +34,8 @@ mod smbios;
 mod start;
 pub mod vcpu_thread;
 
-pub use engine::{Counter, CounterValue};
 pub use config::{ConfigError, EngineChoice, MachineConfig, Translation};
+pub use engine::{Counter, CounterValue};
 pub use error::BuildError;
 pub use machine::{Controls, Machine, SerialLine, Summary};
 pub use outcome::{Ending, Outcome, StopReason};

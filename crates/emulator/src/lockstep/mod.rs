@@ -24,8 +24,8 @@ mod recording;
 use std::sync::Arc;
 
 use engine::{
-    Attention, Bus, Counter, DebugEvent, EngineError, InterruptController, Kick, Signals, TimeSource, Vcpu, VcpuState,
-    VmExit,
+    Attention, Bus, Counter, DebugEvent, EngineError, InterruptController, Kick, Signals, TimeSource, Vcpu,
+    VcpuState, VmExit,
 };
 use guest_memory::GuestMemory;
 
