@@ -142,11 +142,9 @@ impl Interpreter {
     /// After an instruction that ends its block: whether there is nothing to do before the next one.
     pub(crate) fn may_go_on(&self) -> bool {
         let cpu = &self.cpu;
-        self.peers.is_settled()
-            && !self.nmi_waits
-            && !(cpu.halted || cpu.waits_for_sipi || cpu.debug_traps != 0 || cpu.pmu.is_active())
-            && !self.attention.pending()
-            && !self.has_more_to_look_at()
+        let stopped = cpu.halted || cpu.waits_for_sipi || cpu.debug_traps != 0;
+        let watched = cpu.pmu.is_active() || self.nmi_waits || self.attention.pending();
+        self.peers.is_settled() && !stopped && !watched && !self.has_more_to_look_at()
     }
 
     /// Blocks after blocks, until there is something to look at.

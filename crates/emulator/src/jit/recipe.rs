@@ -62,9 +62,7 @@ impl Recipe {
     pub fn rotated(operation: Operation, size: u8, left: u8, before: Option<(u32, Self)>) -> Self {
         // Only the last rotation counts.
         let (number, needs) = match before {
-            Some((_, Self { operation, right: Right::Before(number), left, needs, .. }))
-                if matches!(operation, Operation::RotateRight | Operation::RotateLeft) =>
-            {
+            Some((_, Self { right: Right::Before(number), left, needs, .. })) => {
                 (number, if number == 0 { 0 } else { needs & !(1 << (left & 15)) })
             }
             Some((number, before)) => (number, before.needs),

@@ -155,7 +155,7 @@ fn rotation(i: &Instruction) -> Option<(Operation, u8)> {
     let fits = i.op_kind(0) == OpKind::Register
         && i.op_kind(1) == OpKind::Immediate8
         && bits >= 32
-        && i.immediate8() % bits != 0;
+        && !i.immediate8().is_multiple_of(bits);
     fits.then(|| (operation, register.full_register().number() as u8))
 }
 
