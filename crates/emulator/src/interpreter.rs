@@ -66,9 +66,10 @@ pub(crate) enum Leave {
 
 impl Interpreter {
     /// Around a processor.
-    pub fn new(cpu: Cpu, attention: Arc<Attention>, peers: Peers) -> Self {
+    pub fn new(mut cpu: Cpu, attention: Arc<Attention>, peers: Peers) -> Self {
         let native_generation = cpu.native.unit.generation();
         let layout = cpu.memory.layout_generation();
+        cpu.mmu.tlb.set_ram(cpu.memory.host_address(0).unwrap_or(0));
         Self {
             cpu,
             layout,

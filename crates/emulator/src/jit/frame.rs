@@ -20,8 +20,6 @@ pub mod slot {
     pub const TLB: i32 = 40;
     /// The attention word's address.
     pub const ATTENTION: i32 = 48;
-    /// The RAM's host address.
-    pub const RAM: i32 = 56;
     /// The table from RIP to code.
     pub const RECENT: i32 = 64;
     /// The regime that its entries must have.
@@ -67,8 +65,6 @@ pub struct Context {
     /// The attention word's address; with [`super::Settings::leave_early`] the number of low bytes of `count` that may be
     /// set before translated code comes back.
     pub attention: u64,
-    /// The RAM's host address.
-    pub ram: u64,
     /// The table from RIP to code.
     pub recent: u64,
     /// The regime that its entries must have.
@@ -110,14 +106,14 @@ const fn field(index: i32) -> i32 {
 const REGISTERS: i32 = field(0);
 const FLAGS: i32 = field(1);
 const TLB: i32 = field(2);
-const REGIME: i32 = field(6);
-const COUNT: i32 = field(7);
-const FS_BASE: i32 = field(8);
-const GS_BASE: i32 = field(9);
-const RIP: i32 = field(10);
-const STEP: i32 = field(11);
-const VECTOR: i32 = field(14);
-const X87_AREA: i32 = field(15);
+const REGIME: i32 = field(5);
+const COUNT: i32 = field(6);
+const FS_BASE: i32 = field(7);
+const GS_BASE: i32 = field(8);
+const RIP: i32 = field(9);
+const STEP: i32 = field(10);
+const VECTOR: i32 = field(13);
+const X87_AREA: i32 = field(14);
 
 /// MXCSR as Rust code expects it.
 const RUST_MXCSR: u32 = 0x1f80;
@@ -126,12 +122,11 @@ const RUST_MXCSR: u32 = 0x1f80;
 pub const STEP_DISPATCH: u32 = 2;
 
 /// Context fields and the slots that they are copied to on entry.
-const COPIED: [(i32, i32); 11] = [
+const COPIED: [(i32, i32); 10] = [
     (FLAGS, slot::FLAGS),
     (TLB, slot::TLB),
     (field(3), slot::ATTENTION),
-    (field(4), slot::RAM),
-    (field(5), slot::RECENT),
+    (field(4), slot::RECENT),
     (REGIME, slot::REGIME),
     (COUNT, slot::COUNT),
     (FS_BASE, slot::FS_BASE),

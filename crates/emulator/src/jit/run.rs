@@ -142,7 +142,6 @@ impl Interpreter {
             flags: to_frame(self.cpu.flags.bits()),
             tlb: self.cpu.mmu.tlb.base(self.cpu.mmu.view) as u64,
             attention: self.jit.as_ref().and_then(|jit| jit.leaves_after(self.run_at_least)).unwrap_or(word),
-            ram: self.cpu.memory.host_address(0).unwrap_or(0),
             recent: self.blocks.recent_address(),
             regime,
             fs_base: self.cpu.bases[4],

@@ -61,6 +61,8 @@ struct Cold {
     executed: usize,
     /// Instructions to be added to the count first: the handler goes on elsewhere.
     counts: i32,
+    /// Instructions that follow, whose handlers are called too.
+    more: u32,
 }
 
 struct Translator<'a> {
@@ -176,9 +178,17 @@ impl Translator<'_> {
         self.at = self.incoming[present].unwrap_or(fresh);
         let mut ended = false;
         let region = self.region;
-        for (number, insn) in region.parts[present].insns.iter().enumerate() {
-            self.number = number;
-            ended = self.instruction(insn);
+        let insns = &region.parts[present].insns;
+        let mut next = 0;
+        while next < insns.len() {
+            self.number = next;
+            let together = flow::stack_group(&insns[next..]);
+            if together > 1 {
+                self.stack_group(&insns[next..next + together]);
+            } else {
+                ended = self.instruction(&insns[next]);
+            }
+            next += together.max(1);
         }
         if !ended {
             self.number = region.parts[present].insns.len();
@@ -371,13 +381,22 @@ impl Translator<'_> {
             (call.pending, resume) = (-count, None);
         }
         let (next, executed) = (i.next_ip(), self.number + 1);
-        self.cold.push(Cold { from, call, load_flags, resume, next, executed, counts });
+        self.cold.push(Cold { from, call, load_flags, resume, next, executed, counts, more: 0 });
     }
 
     /// The same, where the instruction is a branch.
     fn no_resume(&mut self, from: Jump) {
         let call = self.call();
         debug_assert!(call.pending == -(self.part().block.count as i32), "the count is complete");
-        self.cold.push(Cold { from, call, load_flags: false, resume: None, next: 0, executed: 0, counts: 0 });
+        self.cold.push(Cold {
+            from,
+            call,
+            load_flags: false,
+            resume: None,
+            next: 0,
+            executed: 0,
+            counts: 0,
+            more: 0,
+        });
     }
 }

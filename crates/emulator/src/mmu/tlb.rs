@@ -20,8 +20,8 @@ pub struct Entry {
     read: u64,
     write: u64,
     fetch: u64,
-    /// Where the page lies in RAM.
-    page: Offset,
+    /// The host address of the page.
+    page: u64,
 }
 
 /// Offsets of an entry's fields, in bytes: the tag for loads.
@@ -30,7 +30,7 @@ pub const ENTRY_READ: i32 = std::mem::offset_of!(Entry, read) as i32;
 pub const ENTRY_WRITE: i32 = std::mem::offset_of!(Entry, write) as i32;
 /// Masks a linear address, shifted right by 7, to its entry's offset in bytes.
 pub const ENTRY_MASK: i32 = ((ENTRIES - 1) * size_of::<Entry>()) as i32;
-/// The page's offset in RAM.
+/// The page's host address.
 pub const ENTRY_PAGE: i32 = std::mem::offset_of!(Entry, page) as i32;
 
 /// A tag that no linear address which looks at entry `index` can have: its low page bits are another entry's.
@@ -146,6 +146,8 @@ pub struct Tlb {
     fetched: [u64; 64],
     /// For each page of RAM, where an entry may allow stores to it.
     stored: Vec<Stored>,
+    /// The host address of the RAM.
+    ram: u64,
     /// How often a page was entered.
     fills: u64,
 }
@@ -163,6 +165,7 @@ impl Tlb {
             last_fetches: SPACES as u64,
             fetched: [0; 64],
             stored: Vec::new(),
+            ram: 0,
             fills: 0,
         }
     }
@@ -205,7 +208,7 @@ impl Tlb {
     pub fn read(&self, view: View, linear: u64, size: u64) -> Option<Offset> {
         let entry = self.entry(view, linear);
         let within = linear ^ entry.read;
-        (within <= 4096 - size).then(|| entry.page + within)
+        (within <= 4096 - size).then(|| entry.page.wrapping_sub(self.ram) + within)
     }
 
     /// The same for a store.
@@ -213,7 +216,7 @@ impl Tlb {
     pub fn write(&self, view: View, linear: u64, size: u64) -> Option<Offset> {
         let entry = self.entry(view, linear);
         let within = linear ^ entry.write;
-        (within <= 4096 - size).then(|| entry.page + within)
+        (within <= 4096 - size).then(|| entry.page.wrapping_sub(self.ram) + within)
     }
 
     /// The same for an instruction fetch of one byte.
@@ -221,7 +224,13 @@ impl Tlb {
     pub fn fetch(&self, view: View, linear: u64) -> Option<Offset> {
         let entry = self.entry(view, linear);
         let within = linear ^ entry.fetch;
-        (within <= 4095).then(|| entry.page + within)
+        (within <= 4095).then(|| entry.page.wrapping_sub(self.ram) + within)
+    }
+
+    /// Sets the host address of the RAM, for translated code. Drops everything.
+    pub fn set_ram(&mut self, host: u64) {
+        self.flush_all();
+        self.ram = host;
     }
 
     /// How often a page was entered, after a look at the page tables.
@@ -233,11 +242,12 @@ impl Tlb {
     pub fn insert(&mut self, view: View, linear: u64, mapping: Mapping) {
         self.fills += 1;
         let (tag, page, allowed) = (linear & PAGE, mapping.offset & PAGE, mapping.allowed);
+        let host = self.ram.wrapping_add(page);
         let index = Self::index(view, linear);
         let table = &mut self.tables[self.current];
         let entry = &mut table.entries[index];
-        if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.page != page {
-            *entry = Entry { page, ..empty(index) };
+        if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.page != host {
+            *entry = Entry { page: host, ..empty(index) };
             if table.log.len() < LOG {
                 table.log.push(index as u16);
             }
@@ -300,7 +310,7 @@ impl Tlb {
             Stored::Nowhere => true,
             Stored::At(table, index) => {
                 let entry = &self.tables[usize::from(table)].entries[usize::from(index)];
-                entry.page != page || entry.write == no_page(index.into())
+                entry.page != self.ram.wrapping_add(page) || entry.write == no_page(index.into())
             }
             Stored::Anywhere => false,
         };
@@ -314,8 +324,9 @@ impl Tlb {
     /// Drops what allows stores to the page at an offset, in every view and address space. Gives whether there was any.
     pub fn drop_writes(&mut self, offset: Offset) -> bool {
         let page = offset & PAGE;
+        let host = self.ram.wrapping_add(page);
         let drop = |index: usize, entry: &mut Entry| {
-            let found = entry.page == page && entry.write != no_page(index);
+            let found = entry.page == host && entry.write != no_page(index);
             if found {
                 entry.write = no_page(index);
             }

@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction};
 use super::{At, Cold, Flags, Translator};
 use crate::block::RECENT_MASK;
 use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
+use crate::jit::call::Call;
 use crate::jit::frame::{RECENT_CODE, RECENT_REGIME, RECENT_SHIFT, slot};
 use crate::jit::vectors::{FULL, SSE, X87};
 
@@ -290,7 +291,9 @@ impl Translator<'_> {
         if cold.counts != 0 {
             self.add_count(cold.counts);
         }
-        self.call_handler(cold.call);
+        for insn in cold.call.insn..=cold.call.insn + cold.more {
+            self.call_handler(Call { insn, ..cold.call });
+        }
         let Some(resume) = cold.resume else { return };
         self.at = At { flags: Flags::Frame, recipe: None, pending: cold.call.pending };
         self.revive(cold.next, cold.executed);

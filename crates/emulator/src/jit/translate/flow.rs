@@ -134,6 +134,41 @@ impl Translator<'_> {
         self.resume_here(miss, call, i);
     }
 
+    /// Pushes or pops of registers, one after another, by one probe. Where it finds nothing, each has its handler called.
+    pub(super) fn stack_group(&mut self, insns: &[Instruction]) {
+        let (count, bytes) = (insns.len() as i32, insns.len() as i32 * 8);
+        let pushes = insns[0].mnemonic() == Mnemonic::Push;
+        self.give_up_flags();
+        let call = self.call();
+        let below = if pushes { -bytes } else { 0 };
+        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, below);
+        let access = if pushes { Access::Write } else { Access::Read };
+        let from = self.probe(access, bytes as u32);
+        for (n, i) in (0..).zip(insns) {
+            let (register, at) =
+                (i.op_register(0).number() as u8, 8 * if pushes { count - 1 - n } else { n });
+            if pushes {
+                let register = self.guest(register, SCRATCH);
+                self.a.store(register, ADDRESS, at);
+                continue;
+            }
+            match home(register) {
+                Home::Host(host) => self.a.load(host, ADDRESS, at),
+                Home::Frame(slot) => {
+                    self.a.load(SCRATCH, ADDRESS, at);
+                    self.a.store(SCRATCH, RSP, slot);
+                }
+            }
+        }
+        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, if pushes { -bytes } else { bytes });
+        let (first, last) = (self.number, self.number + insns.len() - 1);
+        self.number = last;
+        self.resume_here(from, call, &insns[insns.len() - 1]);
+        if let Some(cold) = self.cold.last_mut() {
+            cold.more = (last - first) as u32;
+        }
+    }
+
     /// PUSH of a memory operand.
     fn push_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.give_up_flags();
@@ -220,6 +255,24 @@ impl Translator<'_> {
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
         self.branch(|a| a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released));
     }
+}
+
+/// How many instructions from the first on are pushes, or pops, of 64-bit registers other than RSP, that can be done by one
+/// probe; none of them the block's last.
+pub fn stack_group(insns: &[Instruction]) -> usize {
+    let Some((first, _)) = insns.split_first() else { return 0 };
+    let kind = |i: &Instruction| {
+        let register = i.op_register(0);
+        i.mnemonic() == first.mnemonic()
+            && i.stack_pointer_increment().abs() == 8
+            && i.op_kind(0) == OpKind::Register
+            && register.is_gpr64()
+            && register != Register::RSP
+    };
+    if !matches!(first.mnemonic(), Mnemonic::Push | Mnemonic::Pop) {
+        return 0;
+    }
+    insns[..insns.len() - 1].iter().take_while(|i| kind(i)).count().min(16)
 }
 
 /// Whether an address is canonical with 4-level paging. With five levels more are: those are left to the handlers.

@@ -35,7 +35,6 @@ impl Translator<'_> {
         self.a.alu_immediate(true, 7, ADDRESS, 4096 - size as i32);
         let miss = self.a.jump_if(7);
         self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
-        self.a.memory(true, &[0x03], ADDRESS, RSP, slot::RAM);
         miss
     }
 
