@@ -172,14 +172,14 @@ impl Blocks {
     /// The block that was run last from an address in a regime.
     #[inline(always)]
     pub fn recent(&self, rip: u64, regime: Regime) -> Option<u32> {
-        let entry = &self.recent[Self::slot(rip)];
+        let entry = &self.recent[Self::slot(rip) ^ Self::salt(regime)];
         (entry.rip == rip && entry.regime == regime).then_some(entry.block)
     }
 
     /// Remembers it.
     pub fn remember(&mut self, rip: u64, regime: Regime, block: u32) {
         let code = self.get(block).code;
-        self.recent[Self::slot(rip)] = Recent { rip, regime, code, block };
+        self.recent[Self::slot(rip) ^ Self::salt(regime)] = Recent { rip, regime, code, block };
     }
 
     /// The table's address, for translated code.
@@ -187,9 +187,21 @@ impl Blocks {
         self.recent.as_ptr() as u64
     }
 
-    /// Where the entry for a RIP stands in that table, in bytes.
-    pub fn recent_offset(rip: u64) -> usize {
-        Self::slot(rip) * size_of::<Recent>()
+    /// Address spaces have entries of their own for the code that they share, the kernel's: what the number of an entry is
+    /// XORed with.
+    #[inline(always)]
+    fn salt(regime: Regime) -> usize {
+        ((regime >> 16).wrapping_mul(0x9e37_79b9) >> 12) as usize % RECENT
+    }
+
+    /// Where the entry for a RIP stands in that table, in bytes, before [`Blocks::salt_offset`] is applied.
+    pub fn recent_offset(rip: u64) -> u32 {
+        (Self::slot(rip) * size_of::<Recent>()) as u32
+    }
+
+    /// What that is XORed with in a regime, in bytes.
+    pub fn salt_offset(regime: Regime) -> u64 {
+        (Self::salt(regime) * size_of::<Recent>()) as u64
     }
 
     /// A block by its number, for changing what is known of it.

@@ -20,6 +20,8 @@ pub mod slot {
     pub const TLB: i32 = 40;
     /// The attention word's address.
     pub const ATTENTION: i32 = 48;
+    /// What offsets in the table from RIP to code are XORed with in the present regime.
+    pub const SALT: i32 = 56;
     /// The table from RIP to code.
     pub const RECENT: i32 = 64;
     /// The regime that its entries must have.
@@ -88,6 +90,8 @@ pub struct Context {
     pub vector: u64,
     /// An [`vectors::X87Area`].
     pub x87_area: u64,
+    /// As [`slot::SALT`].
+    pub salt: u64,
 }
 
 /// Why translated code came back.
@@ -114,6 +118,7 @@ const RIP: i32 = field(9);
 const STEP: i32 = field(10);
 const VECTOR: i32 = field(13);
 const X87_AREA: i32 = field(14);
+const SALT: i32 = field(15);
 
 /// MXCSR as Rust code expects it.
 const RUST_MXCSR: u32 = 0x1f80;
@@ -122,7 +127,7 @@ const RUST_MXCSR: u32 = 0x1f80;
 pub const STEP_DISPATCH: u32 = 2;
 
 /// Context fields and the slots that they are copied to on entry.
-const COPIED: [(i32, i32); 10] = [
+const COPIED: [(i32, i32); 11] = [
     (FLAGS, slot::FLAGS),
     (TLB, slot::TLB),
     (field(3), slot::ATTENTION),
@@ -133,6 +138,7 @@ const COPIED: [(i32, i32); 10] = [
     (GS_BASE, slot::GS_BASE),
     (VECTOR, slot::VECTOR),
     (X87_AREA, slot::X87_AREA),
+    (SALT, slot::SALT),
 ];
 
 /// Where the surrounding code starts, as offsets into code memory.
@@ -308,6 +314,7 @@ fn dispatch(a: &mut Assembler, leave: usize) {
     a.registers(true, &[0x33], SCRATCH, ADDRESS);
     a.alu_immediate(false, 4, SCRATCH, RECENT_MASK);
     a.shift(4, SCRATCH, RECENT_SHIFT);
+    a.memory(true, &[0x33], SCRATCH, RSP, slot::SALT);
     a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
     a.memory(true, &[0x3b], ADDRESS, SCRATCH, 0);
     let another = a.jump_if(5);
@@ -351,6 +358,7 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
         (FLAGS, slot::FLAGS),
         (TLB, slot::TLB),
         (REGIME, slot::REGIME),
+        (SALT, slot::SALT),
         (FS_BASE, slot::FS_BASE),
         (GS_BASE, slot::GS_BASE),
         (VECTOR, slot::VECTOR),

@@ -116,8 +116,6 @@ pub struct Source<'a> {
     pub model: &'a CpuModel,
     /// How an instruction that only computes uses vector or x87 state; `None` where its handler has to be called.
     pub vector_use: &'a dyn Fn(&Instruction) -> Option<Use>,
-    /// The address of the entry for a RIP in the table of recent blocks.
-    pub recent: &'a dyn Fn(u64) -> u64,
     /// Whether a block's instructions are counted when it is entered, and it is left where more than may have run.
     pub counts_at_entry: bool,
 }

@@ -81,14 +81,12 @@ impl Interpreter {
             &copies,
             jit.most_blocks(),
         );
-        let table = self.blocks.recent_address();
         let source = Source {
             mode,
             state,
             state_address: marks.state_address(block.offset),
             model: &model,
             vector_use: &vector_use,
-            recent: &|rip| table + Blocks::recent_offset(rip) as u64,
             counts_at_entry: jit.counts_at_entry(),
         };
         let Some(added) = jit.add(&source, &region) else {
@@ -151,6 +149,7 @@ impl Interpreter {
             x87_area: self.jit.as_mut().map_or(0, Jit::x87_area),
             count: start,
             start,
+            salt: Blocks::salt_offset(regime),
             ..Context::default()
         };
         self.shadow_began = start;
@@ -244,7 +243,9 @@ impl Interpreter {
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
         context.vector = (&raw mut *cpu.vector) as u64;
         (context.fs_base, context.gs_base) = (cpu.bases[4], cpu.bases[5]);
-        (context.rip, context.regime) = (cpu.rip, self.regime());
+        let rip = cpu.rip;
+        (context.rip, context.regime) = (rip, self.regime());
+        context.salt = Blocks::salt_offset(context.regime);
         match is_last {
             false => 0,
             true if self.has_more_to_look_at() => exit::STOP,

@@ -3,7 +3,7 @@
 use iced_x86::{Code, Instruction};
 
 use super::{At, Cold, Flags, Translator};
-use crate::block::RECENT_MASK;
+use crate::block::{Blocks, RECENT_MASK};
 use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
 use crate::jit::call::Call;
 use crate::jit::frame::{RECENT_CODE, RECENT_REGIME, RECENT_SHIFT, slot};
@@ -150,7 +150,9 @@ impl Translator<'_> {
         }
         // The dispatch, with the entry's address known.
         self.a.mov_immediate(ADDRESS, rip);
-        self.a.mov_immediate(SCRATCH, (self.source.recent)(rip));
+        self.a.mov_immediate(SCRATCH, u64::from(Blocks::recent_offset(rip)));
+        self.a.memory(true, &[0x33], SCRATCH, RSP, slot::SALT);
+        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
         let fails = self.dispatch_to_entry();
         self.jump_to_entry();
         self.leaving.push((fails.to_vec(), rip));
@@ -208,6 +210,7 @@ impl Translator<'_> {
         self.a.registers(true, &[0x33], SCRATCH, ADDRESS);
         self.a.alu_immediate(false, 4, SCRATCH, RECENT_MASK);
         self.a.shift(4, SCRATCH, RECENT_SHIFT);
+        self.a.memory(true, &[0x33], SCRATCH, RSP, slot::SALT);
         self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
     }
 
