@@ -65,7 +65,14 @@ fn qemu_differs_only_where_known(guest: &str, cpus: &str) {
         eprintln!("skipped: qemu-system-x86_64 is not installed");
         return;
     }
-    let output = run_within(&mut command, LIMIT);
+    // Its time is the host's: on a busy one, what has to do with time may fail now and then. Twice more is enough.
+    let differs = (0..3).map_while(|_| different_in_qemu(&mut command, guest).err()).collect::<Vec<_>>();
+    assert!(differs.len() < 3, "{guest} in QEMU, each time:\n{}", differs.join("\n\n"));
+}
+
+/// Runs a guest in QEMU. The error says what nobody expected.
+fn different_in_qemu(command: &mut Command, guest: &str) -> Result<(), String> {
+    let output = run_within(command, LIMIT);
     let text = String::from_utf8_lossy(&output.stdout);
     let (failed, made) = judge(&text);
     let known = |line: &&str| {
@@ -76,8 +83,13 @@ fn qemu_differs_only_where_known(guest: &str, cpus: &str) {
         name.is_some_and(|(check, _)| qemu::fails(guest, check))
     };
     let unknown: Vec<_> = failed.into_iter().filter(|line| !known(line)).collect();
-    assert!(unknown.is_empty(), "{guest} in QEMU:\n{}", unknown.join("\n"));
-    assert!(text.contains(&format!("DONE {made} checks, ")), "{guest} in QEMU: {}\n{text}", stderr(&output));
+    if !unknown.is_empty() {
+        return Err(unknown.join("\n"));
+    }
+    if !text.contains(&format!("DONE {made} checks, ")) {
+        return Err(format!("{}\n{text}", stderr(&output)));
+    }
+    Ok(())
 }
 
 #[test]
