@@ -27,7 +27,15 @@ fn scale() -> u32 {
 #[track_caller]
 fn is_right(cpus: u32, jit: &str, scale: u32) {
     let mut run = programs().run(&format!("/ringside/stress_code {scale} {cpus} dma"));
-    let output = run_within(run.args(["--jit", jit, "--cpus", &cpus.to_string()]), LIMIT);
+    run.args(["--jit", jit, "--cpus", &cpus.to_string()]);
+    let mut output = run_within(&mut run, LIMIT);
+    // Lockstep does not follow an undefined flag into the frame of an exception that comes right behind it.
+    for _ in 0..4 {
+        if output.status.code() != Some(247) || !differs_in_a_pushed_overflow_flag(&stderr(&output)) {
+            break;
+        }
+        output = run_within(&mut run, LIMIT);
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     println!("{cpus} vCPUs, --jit {jit}:\n{text}");
     assert_eq!(output.status.code(), Some(0), "{text}{}", stderr(&output));
@@ -35,6 +43,17 @@ fn is_right(cpus: u32, jit: &str, scale: u32) {
     // 17 accesses in four rounds fault: a call and a store in each, a call in the last, two calls in each move.
     let faults = format!("right, {} faults", (2 * 4 + 1 + 2 * 4) * 50 * scale);
     assert_eq!(text.lines().last(), Some(faults.as_str()), "{text}");
+}
+
+/// Whether all that lockstep found is one byte in memory that differs in bit 3: bit 11 of pushed flags.
+fn differs_in_a_pushed_overflow_flag(report: &str) -> bool {
+    let mut bytes = report.lines().filter_map(|line| line.trim().strip_prefix("memory at "));
+    let Some((_, values)) = bytes.next().and_then(|line| line.split_once(": ")) else { return false };
+    let values: Vec<_> = values
+        .split(", ")
+        .filter_map(|value| u8::from_str_radix(value.trim().strip_prefix("0x")?, 16).ok())
+        .collect();
+    bytes.next().is_none() && values.len() == 2 && values[0] ^ values[1] == 8
 }
 
 #[test]
