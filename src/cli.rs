@@ -90,7 +90,9 @@ pub enum Command {
 /// What can be done with named guests.
 #[derive(Debug, Subcommand)]
 pub enum GuestCommand {
-    /// Download a guest, or download it again
+    /// Download a guest, unless it is here and undamaged
+    ///
+    /// `ringside guest remove` and another fetch give the newest that Debian has.
     Fetch {
         /// Which one; see `ringside guest list`
         #[arg(default_value = DEFAULT_GUEST)]
@@ -167,6 +169,7 @@ pub struct RunArgs {
     pub cpus: u32,
     /// CPU model, and features to add or remove: host,-avx512f
     #[arg(long, value_name = "MODEL,+F,-F", default_value = "host", help_heading = "Machine")]
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub cpu: String,
     /// What runs the vCPUs
     #[arg(long, value_enum, value_name = "ENGINE", default_value = "auto", help_heading = "Machine")]

@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ringside::guest;
 use rustix::event::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -21,12 +22,19 @@ pub struct Present(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
+    /// Whether a machine is being built, or was.
+    begun: bool,
     controls: Option<Controls>,
     /// What ended the runs while there was no machine.
     stopped: Option<StopReason>,
 }
 
 impl Present {
+    /// From here on a signal ends a machine, not the process: all that a machine needs is there.
+    pub fn begin(&self) {
+        self.lock().begun = true;
+    }
+
     /// This machine runs from now on. It is stopped at once where that was asked for before.
     pub fn set(&self, controls: Controls) {
         let mut state = self.lock();
@@ -44,6 +52,10 @@ impl Present {
         }
     }
 
+    fn has_begun(&self) -> bool {
+        self.lock().begun
+    }
+
     fn controls(&self) -> Option<Controls> {
         self.lock().controls.clone()
     }
@@ -53,7 +65,8 @@ impl Present {
     }
 }
 
-/// Makes SIGINT, SIGTERM, SIGHUP and SIGQUIT end the run cleanly, and the second of them end the process at once.
+/// Makes SIGINT, SIGTERM, SIGHUP and SIGQUIT end the run cleanly, and the second of them end the process at once. Before
+/// the run, while something is fetched for it, the first does, and with it what was started for that.
 ///
 /// # Errors
 /// The host's, where it gives no handler or no thread.
@@ -65,7 +78,7 @@ pub fn follow_signals(present: &Present) -> io::Result<()> {
         for signal in signals.forever() {
             match signal {
                 SIGCONT => terminal::resume(),
-                number if stopped => leave(number),
+                number if stopped || !present.has_begun() => leave(number),
                 number => {
                     stopped = true;
                     present.stop(StopReason::Signal(number));
@@ -76,9 +89,10 @@ pub fn follow_signals(present: &Present) -> io::Result<()> {
     Ok(())
 }
 
-/// For a run that does not end as it should.
+/// For a run that does not end as it should, or does not begin.
 fn leave(signal: i32) -> ! {
     terminal::restore();
+    guest::end_children();
     std::process::exit(i32::from(exit_status::SIGNAL) + signal)
 }
 

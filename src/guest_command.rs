@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use ringside::guest::{self, software};
 
 use crate::cli::GuestCommand;
+use crate::console::{self, Present};
 use crate::size;
 
 /// Does what the command says; gives the exit status.
@@ -16,6 +17,8 @@ use crate::size;
 pub fn run(command: &GuestCommand) -> anyhow::Result<u8> {
     match command {
         GuestCommand::Fetch { name, packages } => {
+            // No machine: a signal ends the process, and what it has started.
+            console::follow_signals(&Present::default()).context("cannot handle signals")?;
             let progress = &mut *guest::to_stderr();
             let files = guest::fetch(name, progress)?;
             eprintln!("{name} {} is in {}", files.version, folder(&files));

@@ -28,13 +28,14 @@ const EXEC_STATUS_PORT: u16 = 0xf4;
 pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
     let reports = args.exits_reports().map_err(anyhow::Error::msg)?;
     let json = reports.iter().find_map(json_file).map(create).transpose()?;
+    let present = Present::default();
+    console::follow_signals(&present).context("cannot handle signals")?;
     let config = configure(args, !reports.is_empty())?;
+    present.begin();
     let terminal = args.exec.is_none() && io::stdin().is_terminal();
     // Firmware and boot loaders poll the port, and never say that they have opened it.
     let at_once = terminal || args.firmware.is_some();
     let input = if at_once { Input::interactive() } else { Input::patient() };
-    let present = Present::default();
-    console::follow_signals(&present).context("cannot handle signals")?;
     if args.exec.is_none() {
         console::follow_stdin(&present, &input, terminal).context("cannot read standard input")?;
     }

@@ -74,6 +74,7 @@ fn bad_command_lines_are_usage_errors() {
         &["walk"],
         &["run", "--kernel"],
         &["run", "--kernel", ""],
+        &["run", "--cpu", ""],
         &["run", "--kernel", "k", "--guest", "debian"],
         &["run", "--kernel", "k", "--exec", "true"],
         &["run", "--exec", ""],

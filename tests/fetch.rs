@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{finish, ringside, run_within, stderr};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
 
 /// How long a failure that waits for nobody may take.
 const SOON: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ case "$FAILURE $*" in
         echo "W: of no interest" >&2
         echo "E: Failed to fetch http://deb.example/InRelease  Connection refused" >&2
         exit 100 ;;
-    "hang "*" update") exec /bin/sleep 20 ;;
+    "hang "*" update") echo $$ > "$RINGSIDE_CACHE/pid"; /bin/sleep 20; exit 1 ;;
     "killed "*" update") kill -9 $$ ;;
     *" update") exit 0 ;;
     "unknown "*" show "*) exit 0 ;;
@@ -193,22 +193,34 @@ fn a_package_that_is_cut_or_is_none_is_named_and_not_kept() {
     is_clean(cache.path());
 }
 
+/// Waits for what happens soon.
+#[track_caller]
+fn soon<T>(what: &str, happens: impl Fn() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(it) = happens() {
+            return it;
+        }
+        assert!(started.elapsed() < SOON, "not yet: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
-fn a_fetch_that_hangs_ends_at_sigterm_and_the_next_one_cleans_up() {
+fn a_fetch_that_hangs_ends_at_sigterm_with_apt_and_the_next_one_cleans_up() {
     let (cache, programs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut command = with_fake_apt("hang", cache.path(), programs.path());
     let child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let lists = || std::fs::read_dir(cache.path().join("guests")).is_ok_and(|entries| entries.count() > 1);
-    let started = Instant::now();
-    while !lists() {
-        assert!(started.elapsed() < SOON, "nothing happens");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let leader = || -> Option<i32> {
+        std::fs::read_to_string(cache.path().join("pid")).ok()?.strip_suffix('\n')?.parse().ok()
+    };
+    let apt = Pid::from_raw(soon("apt starts", leader)).unwrap();
     let told = Instant::now();
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let output = finish(child, SOON);
     assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(128 + 15));
+    soon("apt and what it has started are gone", || test_kill_process_group(apt).is_err().then_some(()));
     refused(&mut with_fake_apt("update", cache.path(), programs.path()));
     is_clean(cache.path());
 }

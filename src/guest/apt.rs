@@ -4,9 +4,10 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use super::child::Group;
 use super::{Guest, GuestError, Progress, sources};
 
 /// What apt may say on its error output, in bytes: the last of it is what counts.
@@ -368,13 +369,13 @@ fn run(
     mut on_line: impl FnMut(&str),
 ) -> Result<String, GuestError> {
     let failed = |message: String| GuestError::Apt { what: what.to_owned(), message };
-    let mut child = command.spawn().map_err(|error| match error.kind() {
+    let mut child = Group::spawn(command).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => GuestError::NoApt { program },
         _ => failed(error.to_string()),
     })?;
-    let errors = child.stderr.take().map(|stderr| std::thread::spawn(move || read_some(stderr)));
+    let errors = child.stderr().map(|stderr| std::thread::spawn(move || read_some(stderr)));
     let mut output = String::new();
-    let read = read_lines(&mut child, |line| {
+    let read = read_lines(child.stdout(), |line| {
         on_line(line);
         if (output.len() as u64) < MAX_MESSAGE {
             output.push_str(line);
@@ -391,9 +392,9 @@ fn run(
     Err(failed(if said.is_empty() { format!("it ended with {status}") } else { said }))
 }
 
-fn read_lines(child: &mut Child, mut on_line: impl FnMut(&str)) -> io::Result<()> {
-    let Some(stdout) = child.stdout.take() else { return Ok(()) };
-    let mut reader = BufReader::new(stdout);
+fn read_lines(output: Option<impl Read>, mut on_line: impl FnMut(&str)) -> io::Result<()> {
+    let Some(output) = output else { return Ok(()) };
+    let mut reader = BufReader::new(output);
     let mut line = Vec::new();
     while reader.by_ref().take(MAX_MESSAGE).read_until(b'\n', &mut line)? != 0 {
         on_line(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));

@@ -11,6 +11,7 @@ mod apt;
 mod build;
 mod cache;
 pub mod catalog;
+mod child;
 mod deb;
 mod error;
 pub mod initramfs;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 
 pub use cache::Cache;
 pub use catalog::Guest;
+pub use child::end_all as end_children;
 pub use error::GuestError;
 pub use packages::unpack;
 pub use progress::{Progress, Silent, to_stderr};

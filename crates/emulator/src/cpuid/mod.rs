@@ -134,7 +134,7 @@ fn suggestion(close: &[&str]) -> String {
 
 impl CpuModel {
     /// The model that `text` describes, for a machine of `cpus` vCPUs: `NAME[,+FEATURE][,-FEATURE]…[,phys-bits=N]`.
-    /// An empty name means `host`, and so does `max`.
+    /// `max` is `host`.
     ///
     /// # Errors
     /// [`CpuModelError`], for unknown names, for features that the host lacks and for impossible numbers.
@@ -142,7 +142,7 @@ impl CpuModel {
         let mut items = text.split(',').map(str::trim);
         let name = items.next().unwrap_or_default();
         let named = named::by_name(name);
-        let is_host = name.is_empty() || [HOST, MAX].iter().any(|host| name.eq_ignore_ascii_case(host));
+        let is_host = [HOST, MAX].iter().any(|host| name.eq_ignore_ascii_case(host));
         let available = Features::available();
         let (name, mut features) = match named {
             Some(model) => (model.name, model.features()),

@@ -96,7 +96,13 @@ fn names_of_models_and_features_are_read_in_any_case() {
     let model = CpuModel::parse("X86-64-V1 , +PCID,-nx", 1).unwrap();
     assert_eq!(model.name(), "x86-64-v1");
     assert!(model.has(feature::PCID) && !model.has(feature::NX));
-    assert_eq!(CpuModel::parse("", 1).unwrap().features(), host(1).features());
+    assert_eq!(CpuModel::parse("max", 1).unwrap().features(), host(1).features());
+    for nameless in ["", ",+pcid"] {
+        assert!(
+            matches!(CpuModel::parse(nameless, 1), Err(CpuModelError::UnknownModel { .. })),
+            "{nameless:?}"
+        );
+    }
 }
 
 #[test]

@@ -136,11 +136,6 @@ impl Cpu {
     pub fn is_canonical_for_registers(&self, address: u64) -> bool {
         x86::paging::is_canonical(address, self.wires.model.linear_bits())
     }
-
-    /// Whether EFER.NXE is set.
-    pub fn execute_disable_enabled(&self) -> bool {
-        self.efer.contains(Efer::NXE)
-    }
 }
 
 #[cfg(test)]
