@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use emulator::{CpuModel, Shared, SoftVcpu, VcpuConfig};
-use engine::{
-    Attention, Bus, CpuEvent, HostTime, InterruptController, MsrFault, Space, Vcpu, VcpuState, VmExit,
-};
+use engine::{Attention, Bus, HostTime, Nothing, Vcpu, VcpuState, VmExit};
 use guest_memory::{GuestMemory, Region};
 use x86::descriptor::Descriptor;
 use x86::{Cr0, Cr4, Efer, Flags, Gpr, Segment, Selector};
@@ -128,38 +126,5 @@ fn write_tables(memory: &GuestMemory) {
     }
     for page in 0..RAM >> 12 {
         word(pages + 8 * page, page << 12 | PRESENT_WRITABLE);
-    }
-}
-
-/// No devices and no interrupts.
-struct Nothing;
-
-impl Bus for Nothing {
-    fn read(&self, _: Space, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn write(&self, _: Space, _: u64, _: &[u8]) {}
-}
-
-impl InterruptController for Nothing {
-    fn has_interrupt(&self) -> bool {
-        false
-    }
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn take_event(&self, _: bool) -> Option<CpuEvent> {
-        None
-    }
-    fn task_priority(&self) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u8) {}
-    fn performance_interrupt(&self) {}
-    fn read_msr(&self, _: u32) -> Result<u64, MsrFault> {
-        Err(MsrFault)
-    }
-    fn write_msr(&self, _: u32, _: u64) -> Result<(), MsrFault> {
-        Err(MsrFault)
     }
 }

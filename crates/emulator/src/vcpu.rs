@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::{
-    Attention, Bus, Counter, EngineError, InterruptController, Kick, Space, TimeSource, Vcpu, VcpuState,
+    Attention, Bus, Counter, EngineError, InterruptController, Kick, Nothing, TimeSource, Vcpu, VcpuState,
     VmExit,
 };
 use exits::Recorder;
@@ -51,16 +51,6 @@ pub struct SoftVcpu {
     attention: Arc<Attention>,
 }
 
-/// Nothing answers until `run` brings the machine's bus.
-struct NoBus;
-
-impl Bus for NoBus {
-    fn read(&self, _: Space, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn write(&self, _: Space, _: u64, _: &[u8]) {}
-}
-
 impl SoftVcpu {
     /// A vCPU in its state after power-up.
     ///
@@ -70,7 +60,8 @@ impl SoftVcpu {
         let unit =
             NativeUnit::new().map_err(|source| EngineError::Host { what: "mapping code memory", source })?;
         let wires = Wires {
-            bus: Arc::new(NoBus),
+            // Until `run` brings the machine's.
+            bus: Arc::new(Nothing),
             interrupts: config.interrupts,
             time: config.time,
             recorder: config.recorder,

@@ -6,6 +6,7 @@
 mod attention;
 mod bus;
 mod interrupt;
+mod nothing;
 mod state;
 mod time;
 mod vcpu;
@@ -13,6 +14,7 @@ mod vcpu;
 pub use attention::{Attention, Signals};
 pub use bus::{Bus, Space};
 pub use interrupt::{CpuEvent, InterruptController, MsrFault};
+pub use nothing::Nothing;
 pub use state::{VcpuState, VectorState, XSAVE_AREA_SIZE};
 pub use time::{HostTime, TimeSource};
 pub use vcpu::{Counter, CounterValue, DebugEvent, EngineError, Fatal, Kick, Vcpu, VmExit};

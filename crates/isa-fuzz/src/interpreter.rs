@@ -7,7 +7,7 @@ use emulator::cpuid::CpuModel;
 use emulator::insn::{Handler, Insn, Stop};
 use emulator::mmu::NO_PAGE;
 use emulator::native::{Component, NativeUnit, VectorRegisters};
-use engine::{Bus, CpuEvent, InterruptController, MsrFault, Space, TimeSource, XSAVE_AREA_SIZE};
+use engine::{Nothing, TimeSource, XSAVE_AREA_SIZE};
 use guest_memory::{GuestMemory, Region};
 use iced_x86::Mnemonic;
 use x86::{Cr0, Cr4, Descriptor, Efer, Flags, Segment, SegmentRegister, Selector, TableRegister};
@@ -43,39 +43,10 @@ const MOST_REPEATS: u32 = 100_000;
 /// Bits of RFLAGS that a case brings.
 const CASE_FLAGS: Flags = Flags::ARITHMETIC.union(Flags::DF).union(Flags::AC);
 
-struct Nothing;
+/// Time that stands.
+struct Still;
 
-impl Bus for Nothing {
-    fn read(&self, _: Space, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn write(&self, _: Space, _: u64, _: &[u8]) {}
-}
-
-impl InterruptController for Nothing {
-    fn has_interrupt(&self) -> bool {
-        false
-    }
-    fn acknowledge(&self) -> Option<u8> {
-        None
-    }
-    fn take_event(&self, _: bool) -> Option<CpuEvent> {
-        None
-    }
-    fn task_priority(&self) -> u8 {
-        0
-    }
-    fn set_task_priority(&self, _: u8) {}
-    fn performance_interrupt(&self) {}
-    fn read_msr(&self, _: u32) -> Result<u64, MsrFault> {
-        Ok(0)
-    }
-    fn write_msr(&self, _: u32, _: u64) -> Result<(), MsrFault> {
-        Ok(())
-    }
-}
-
-impl TimeSource for Nothing {
+impl TimeSource for Still {
     fn now(&self) -> u64 {
         0
     }
@@ -100,7 +71,7 @@ pub fn wires() -> Wires {
     Wires {
         bus: Arc::new(Nothing),
         interrupts: Arc::new(Nothing),
-        time: Arc::new(Nothing),
+        time: Arc::new(Still),
         recorder: None,
         model: Arc::new(model()),
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use engine::{Bus, EngineError, Space, Vcpu, VmExit};
+use engine::{Bus, EngineError, Nothing, Vcpu, VmExit};
 use kvm_bindings::KVM_API_VERSION;
 use kvm_ioctls::{Cap, Kvm};
 
@@ -134,7 +134,7 @@ fn measure() -> Result<(u64, f64), String> {
 fn timed(guest: &mut TinyGuest) -> Result<Duration, String> {
     let kick = guest.vcpu.kick();
     let (done, wait) = channel::<()>();
-    let bus: Arc<dyn Bus> = Arc::new(NoBus);
+    let bus: Arc<dyn Bus> = Arc::new(Nothing);
     std::thread::scope(|scope| {
         scope.spawn(move || {
             if wait.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
@@ -154,16 +154,6 @@ fn timed(guest: &mut TinyGuest) -> Result<Duration, String> {
             Err(error) => Err(format!("/dev/kvm opens but does not run a guest: {error}")),
         }
     })
-}
-
-/// Nobody answers.
-struct NoBus;
-
-impl Bus for NoBus {
-    fn read(&self, _: Space, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn write(&self, _: Space, _: u64, _: &[u8]) {}
 }
 
 #[cfg(test)]

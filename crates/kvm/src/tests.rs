@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use engine::{Bus, EngineError, Kick, Signals, Space, Vcpu, VcpuState, VmExit};
+use engine::{Bus, EngineError, Kick, Nothing, Signals, Space, Vcpu, VcpuState, VmExit};
 use exits::{Ledger, Report};
 use guest_memory::{GuestMemory, Region};
 use x86::{Cr0, Flags, Gpr, Segment, Selector, msr};
@@ -146,7 +146,7 @@ fn a_kick_before_the_run_is_not_lost() {
 fn no_kick_is_lost_however_it_falls() {
     // OUT 0x80, AL; JMP back: in and out of KVM all the time.
     let Some(mut guest) = or_skip(TinyGuest::new(&[0xe6, 0x80, 0xeb, 0xfc])) else { return };
-    let bus: Arc<dyn Bus> = Arc::new(Nobody);
+    let bus: Arc<dyn Bus> = Arc::new(Nothing);
     let kick = guest.vcpu.kick();
     let (tell, told) = std::sync::mpsc::channel();
     let kicker = std::thread::spawn(move || {
@@ -165,7 +165,7 @@ fn no_kick_is_lost_however_it_falls() {
 #[test]
 fn signals_that_the_engine_has_no_use_for_do_not_end_a_run() {
     let Some(mut guest) = or_skip(TinyGuest::new(&[0xf4])) else { return };
-    let bus: Arc<dyn Bus> = Arc::new(Nobody);
+    let bus: Arc<dyn Bus> = Arc::new(Nothing);
     guest.attention.raise(Signals::INTERRUPT);
     assert_eq!(guest.run(&bus).unwrap(), VmExit::Halt);
     assert!(!guest.attention.pending());
@@ -240,20 +240,10 @@ fn kicks_are_in_the_ledger() {
     let mut vcpu = vm.create_vcpu(config).unwrap();
     vcpu.set_state(&real_mode()).unwrap();
     vcpu.kick().kick();
-    let bus: Arc<dyn Bus> = Arc::new(Nobody);
+    let bus: Arc<dyn Bus> = Arc::new(Nothing);
     assert_eq!(vcpu.run(&bus).unwrap(), VmExit::Interrupted);
     let report = Report::new(&ledger, 1, &|_| None);
     assert_eq!(report.reasons[0].reason, "EXTERNAL_INTERRUPT");
-}
-
-/// Nobody answers.
-struct Nobody;
-
-impl Bus for Nobody {
-    fn read(&self, _: Space, _: u64, data: &mut [u8]) {
-        data.fill(0xff);
-    }
-    fn write(&self, _: Space, _: u64, _: &[u8]) {}
 }
 
 /// A machine with interrupt controllers: 64 KiB of RAM with code at 0x1000, and a read-only page at 0xf0000.
@@ -333,7 +323,7 @@ fn a_second_vcpu_waits_for_its_sipi() {
     let waiting = VcpuState { waits_for_sipi: true, ..VcpuState::reset() };
     second.set_state(&waiting).unwrap();
     assert!(second.state().unwrap().waits_for_sipi);
-    let bus: Arc<dyn Bus> = Arc::new(Nobody);
+    let bus: Arc<dyn Bus> = Arc::new(Nothing);
     let kick = second.kick();
     let kicker = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(5));
@@ -369,7 +359,7 @@ fn init_and_sipi_start_a_second_vcpu() {
     let (stop, script) = (boot.kick(), Arc::new(Script::default()));
     *script.kick.lock().unwrap() = Some(second.kick());
     let bus: Arc<dyn Bus> = script.clone();
-    let thread = std::thread::spawn(move || boot.run(&(Arc::new(Nobody) as Arc<dyn Bus>)).unwrap());
+    let thread = std::thread::spawn(move || boot.run(&(Arc::new(Nothing) as Arc<dyn Bus>)).unwrap());
     assert_eq!(second.run(&bus).unwrap(), VmExit::Interrupted);
     assert_eq!(script.seen()[0], out(0x80, &[0x00, 0x02]));
     assert!(!second.state().unwrap().waits_for_sipi);

@@ -203,7 +203,7 @@ impl VcpuThread {
 mod tests {
     use super::*;
     use crate::outcome::StopReason;
-    use engine::{EngineError, Fatal, Kick, Signals};
+    use engine::{EngineError, Fatal, Kick, Nothing, Signals};
     use std::collections::VecDeque;
 
     /// A vCPU that comes back with what it is told to, then waits for its kick as a busy guest does.
@@ -270,14 +270,6 @@ mod tests {
         fn instructions(&self) -> Option<u64> {
             None
         }
-    }
-
-    struct Nothing;
-    impl Bus for Nothing {
-        fn read(&self, _: engine::Space, _: u64, data: &mut [u8]) {
-            data.fill(0xff);
-        }
-        fn write(&self, _: engine::Space, _: u64, _: &[u8]) {}
     }
 
     fn thread(run: &Arc<Run>, id: u32, exits: impl Into<VecDeque<VmExit>>) -> VcpuThread {

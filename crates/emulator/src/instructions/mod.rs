@@ -27,8 +27,6 @@ pub mod syscall;
 pub(crate) mod task;
 pub mod xsave;
 
-#[cfg(test)]
-mod differential;
 mod exit;
 mod table;
 

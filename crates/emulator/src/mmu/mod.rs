@@ -14,7 +14,7 @@ pub use tlb::{ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE, Tlb};
 pub use walk::Translation;
 
 use guest_memory::Offset;
-use x86::{Cr0, Cr4, Efer};
+use x86::{Cr0, Cr4};
 
 use crate::cpu::Cpu;
 use crate::cpuid::feature;
