@@ -9,6 +9,7 @@
 
 mod access;
 mod marks;
+mod scatter;
 mod shadow;
 mod twin;
 
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use access::Scalar;
 pub use marks::{PageMarks, PageTracker};
+pub use scatter::{HostSlice, HostSlices};
 use shadow::Shadow;
 pub use shadow::{ShadowArea, Shadowing};
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};

@@ -2,8 +2,9 @@
 
 use std::io;
 
-use crate::Device;
-use crate::queue::{Chain, Queue, QueueError};
+use crate::memory::DmaMemory;
+use crate::queue::{Chain, QueueError};
+use crate::{Activation, Device, QueueHandle, read_config_bytes};
 
 /// Its device id.
 const ID: u16 = 2;
@@ -71,6 +72,12 @@ pub trait Disk: Send {
 
 /// A disk for the guest.
 pub struct Block {
+    queue: Option<QueueHandle>,
+    requests: Requests,
+}
+
+/// The disk, and how requests are carried out on it.
+struct Requests {
     disk: Box<dyn Disk>,
     /// What the guest is told as the disk's serial number, with zeros behind it.
     name: [u8; NAME],
@@ -86,9 +93,11 @@ impl Block {
         let mut field = [0; NAME];
         let len = name.len().min(NAME);
         field[..len].copy_from_slice(&name.as_bytes()[..len]);
-        Self { disk, name: field, buffer: vec![0; CHUNK] }
+        Self { queue: None, requests: Requests { disk, name: field, buffer: vec![0; CHUNK] } }
     }
+}
 
+impl Requests {
     /// The configuration space: capacity, the most buffers, the block size; the rest is zero.
     fn config(&self) -> [u8; 24] {
         let mut bytes = [0; 24];
@@ -99,9 +108,9 @@ impl Block {
     }
 
     /// Carries out a request; gives the bytes written to its buffers.
-    fn request(&mut self, queue: &Queue, chain: &Chain) -> Result<u32, QueueError> {
+    fn request(&mut self, memory: &DmaMemory, chain: &Chain) -> Result<u32, QueueError> {
         let mut header = [0; HEADER];
-        if chain.read(queue.memory(), 0, &mut header)? < HEADER {
+        if chain.read(memory, 0, &mut header)? < HEADER {
             return Err(QueueError::Request("a header of less than 16 bytes"));
         }
         let Some(room) = chain.writable_len().checked_sub(1) else {
@@ -112,22 +121,22 @@ impl Block {
         let data = chain.readable_len() - HEADER as u64;
         let (status, written) = match kind {
             request::IN => match self.range(sector, room) {
-                Some(offset) => self.read(queue, chain, offset, room)?,
+                Some(offset) => self.read(memory, chain, offset, room)?,
                 None => (status::IO_ERROR, 0),
             },
             request::OUT if !self.disk.is_read_only() => match self.range(sector, data) {
-                Some(offset) => self.write(queue, chain, offset, data)?,
+                Some(offset) => self.write(memory, chain, offset, data)?,
                 None => (status::IO_ERROR, 0),
             },
             request::OUT => (status::IO_ERROR, 0),
             request::FLUSH => (outcome(self.disk.flush(), "flush"), 0),
             request::GET_ID => {
                 let len = (room as usize).min(NAME);
-                (status::OK, chain.write(queue.memory(), 0, &self.name[..len])? as u64)
+                (status::OK, chain.write(memory, 0, &self.name[..len])? as u64)
             }
             _ => (status::UNSUPPORTED, 0),
         };
-        chain.write(queue.memory(), room, &[status])?;
+        chain.write(memory, room, &[status])?;
         // What lies between, if anything, was not written; a driver looks at the status first.
         Ok(if written == room { room as u32 + 1 } else { written as u32 })
     }
@@ -139,7 +148,7 @@ impl Block {
         (len.is_multiple_of(SECTOR) && end <= self.disk.len()).then_some(offset)
     }
 
-    fn read(&mut self, queue: &Queue, chain: &Chain, offset: u64, len: u64) -> Result<Done, QueueError> {
+    fn read(&mut self, memory: &DmaMemory, chain: &Chain, offset: u64, len: u64) -> Result<Done, QueueError> {
         let mut done = 0;
         while done < len {
             let part = &mut self.buffer[..CHUNK.min((len - done) as usize)];
@@ -147,16 +156,22 @@ impl Block {
             if status != status::OK {
                 return Ok((status, done));
             }
-            done += chain.write(queue.memory(), done, part)? as u64;
+            done += chain.write(memory, done, part)? as u64;
         }
         Ok((status::OK, done))
     }
 
-    fn write(&mut self, queue: &Queue, chain: &Chain, offset: u64, len: u64) -> Result<Done, QueueError> {
+    fn write(
+        &mut self,
+        memory: &DmaMemory,
+        chain: &Chain,
+        offset: u64,
+        len: u64,
+    ) -> Result<Done, QueueError> {
         let mut done = 0;
         while done < len {
             let part = &mut self.buffer[..CHUNK.min((len - done) as usize)];
-            chain.read(queue.memory(), HEADER as u64 + done, part)?;
+            chain.read(memory, HEADER as u64 + done, part)?;
             let status = outcome(self.disk.write(offset + done, part), "write");
             if status != status::OK {
                 return Ok((status, 0));
@@ -184,7 +199,7 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let read_only = if self.disk.is_read_only() { feature::READ_ONLY } else { 0 };
+        let read_only = if self.requests.disk.is_read_only() { feature::READ_ONLY } else { 0 };
         feature::SEG_MAX | feature::BLOCK_SIZE | feature::FLUSH | read_only
     }
 
@@ -193,27 +208,24 @@ impl Device for Block {
     }
 
     fn read_config(&mut self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        data.fill(0);
-        let from = config.iter().skip(usize::try_from(offset).unwrap_or(usize::MAX));
-        for (to, from) in data.iter_mut().zip(from) {
-            *to = *from;
-        }
+        read_config_bytes(&self.requests.config(), offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, _features: u64) {}
-
-    fn process(&mut self, _index: u16, queue: &mut Queue) -> Result<(), QueueError> {
-        while let Some(chain) = queue.pop()? {
-            let written = self.request(queue, &chain)?;
-            queue.complete(&chain, written)?;
-        }
-        Ok(())
+    fn activate(&mut self, activation: Activation) {
+        self.queue = activation.queue(0);
     }
 
-    fn reset(&mut self) {}
+    fn notify(&mut self, _index: u16) {
+        if let Some(queue) = &self.queue {
+            queue.serve(|memory, chain| self.requests.request(memory, chain));
+        }
+    }
+
+    fn reset(&mut self) {
+        self.queue = None;
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +235,7 @@ mod tests {
     use super::*;
     use crate::features::{INDIRECT_DESC, RING_PACKED};
     use crate::testing::*;
+    use crate::transport::{Event, Status};
 
     /// Four sectors in memory; sector 3 cannot be read or written.
     #[derive(Clone)]
@@ -255,9 +268,7 @@ mod tests {
     }
 
     struct Bench {
-        driver: Driver,
-        queue: Queue,
-        block: Block,
+        rig: Rig,
         bytes: Arc<Mutex<Vec<u8>>>,
     }
 
@@ -266,23 +277,21 @@ mod tests {
 
     impl Bench {
         fn new(negotiated: u64, read_only: bool) -> Self {
-            let driver = Driver::new(16, negotiated);
             let bytes = Arc::new(Mutex::new((0..4 * SECTOR).map(|at| (at / 7) as u8).collect::<Vec<_>>()));
             let block = Block::new(Box::new(Fake(bytes.clone(), read_only)), "disk0");
-            Self { queue: driver.queue(), driver, block, bytes }
+            Self { rig: Rig::new(Box::new(block), 16, negotiated), bytes }
         }
 
         /// Sends a request with `len` bytes of data for the device to write or read; its status and the used length.
         fn request(&mut self, kind: u32, sector: u64, (len, write): (u32, bool)) -> (u8, u32) {
             let header = u128::from(kind) | u128::from(sector) << 64;
-            self.driver.memory.write(BUFFERS, &header.to_le_bytes()).unwrap();
-            self.driver.memory.write(STATUS, &[0xaa]).unwrap();
+            self.rig.drivers[0].put(BUFFERS, &header.to_le_bytes());
+            self.rig.drivers[0].put(STATUS, &[0xaa]);
             let mut buffers = vec![(BUFFERS, 16, false), (DATA, len, write), (STATUS, 1, true)];
             buffers.retain(|buffer| buffer.1 > 0);
-            self.driver.send(&buffers, true);
-            self.block.process(0, &mut self.queue).unwrap();
-            let (_, used) = self.driver.used().unwrap();
-            (self.driver.bytes(STATUS, 1)[0], used)
+            self.rig.send(0, &buffers);
+            let (_, used) = self.rig.wait_used(0);
+            (self.rig.drivers[0].bytes(STATUS, 1)[0], used)
         }
     }
 
@@ -291,13 +300,13 @@ mod tests {
         for format in [INDIRECT_DESC, INDIRECT_DESC | RING_PACKED] {
             let mut bench = Bench::new(format, false);
             assert_eq!(bench.request(request::IN, 1, (1024, true)), (status::OK, 1025));
-            assert_eq!(bench.driver.bytes(DATA, 1024), bench.bytes.lock().unwrap()[512..1536]);
-            bench.driver.memory.write(DATA, &[0x5a; 512]).unwrap();
+            assert_eq!(bench.rig.drivers[0].bytes(DATA, 1024), bench.bytes.lock().unwrap()[512..1536]);
+            bench.rig.drivers[0].put(DATA, &[0x5a; 512]);
             assert_eq!(bench.request(request::OUT, 2, (512, false)), (status::OK, 1));
             assert_eq!(bench.bytes.lock().unwrap()[1024..1536], [0x5a; 512]);
             assert_eq!(bench.request(request::FLUSH, 0, (0, true)), (status::OK, 1));
             assert_eq!(bench.request(request::GET_ID, 0, (20, true)), (status::OK, 21));
-            assert_eq!(&bench.driver.bytes(DATA, 6), b"disk0\0");
+            assert_eq!(&bench.rig.drivers[0].bytes(DATA, 6), b"disk0\0");
         }
     }
 
@@ -321,7 +330,8 @@ mod tests {
     #[test]
     fn a_read_only_disk_says_so_and_is_not_written() {
         let mut bench = Bench::new(INDIRECT_DESC, true);
-        assert_eq!(bench.block.features() & feature::READ_ONLY, feature::READ_ONLY);
+        let block = Block::new(Box::new(Fake(bench.bytes.clone(), true)), "");
+        assert_eq!(block.features() & feature::READ_ONLY, feature::READ_ONLY);
         let before = bench.bytes.lock().unwrap().clone();
         assert_eq!(bench.request(request::OUT, 0, (512, false)).0, status::IO_ERROR);
         assert_eq!(*bench.bytes.lock().unwrap(), before);
@@ -331,19 +341,16 @@ mod tests {
     fn requests_without_a_header_or_a_status_break_the_rules() {
         for buffers in [&[(BUFFERS, 15, false), (STATUS, 1, true)][..], &[(BUFFERS, 16, false)]] {
             let mut bench = Bench::new(INDIRECT_DESC, false);
-            bench.driver.send(buffers, false);
-            let refused = bench.block.process(0, &mut bench.queue);
-            assert!(matches!(refused, Err(QueueError::Request(_))), "{refused:?}");
+            bench.rig.send(0, buffers);
+            assert!(bench.rig.status().contains(Status::NEEDS_RESET));
+            assert_eq!(bench.rig.take_events(), [Event::Config]);
         }
     }
 
     #[test]
     fn the_configuration_tells_the_capacity() {
         let mut bench = Bench::new(0, false);
-        let mut bytes = [0; 8];
-        bench.block.read_config(0, &mut bytes);
-        assert_eq!(u64::from_le_bytes(bytes), 4);
-        bench.block.read_config(u64::MAX, &mut bytes);
-        assert_eq!(bytes, [0; 8]);
+        assert_eq!(bench.rig.config(0, 8), [4, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bench.rig.config(u64::MAX, 8), [0; 8]);
     }
 }

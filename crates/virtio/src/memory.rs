@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use guest_memory::{GuestMemory, PAGE_SIZE};
+use guest_memory::{GuestMemory, HostSlices, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::queue::QueueError;
@@ -38,6 +38,29 @@ impl DmaMemory {
             self.0.locate(page * PAGE_SIZE).is_some_and(|location| !(writable && location.read_only))
         });
         if allowed { Ok(()) } else { Err(error) }
+    }
+
+    /// The RAM itself.
+    pub fn guest(&self) -> &GuestMemory {
+        &self.0
+    }
+
+    /// An empty list of ranges for the host's kernel, to be filled by [`Self::add_slice`].
+    pub fn slices(&self) -> HostSlices {
+        self.0.host_slices()
+    }
+
+    /// Appends a range to such a list, checked as [`Self::check`] does.
+    ///
+    /// # Errors
+    /// [`QueueError::Memory`].
+    pub fn add_slice(
+        &self,
+        slices: &mut HostSlices,
+        (address, len): (u64, u64),
+        writable: bool,
+    ) -> Result<(), QueueError> {
+        slices.push(address, len, writable).map_err(|_| QueueError::Memory { address, len })
     }
 
     /// Copies bytes out of RAM.

@@ -2,8 +2,9 @@
 
 use std::io::Read;
 
-use crate::Device;
-use crate::queue::{Queue, QueueError};
+use crate::memory::DmaMemory;
+use crate::queue::{Chain, QueueError};
+use crate::{Activation, Device, QueueHandle, features};
 
 /// Its device id.
 const ID: u16 = 4;
@@ -16,19 +17,26 @@ const CHUNK: usize = 4096;
 
 /// A source of random bytes for the guest.
 pub struct Rng {
-    source: Box<dyn Read + Send>,
+    source: Source,
+    queue: Option<QueueHandle>,
+}
+
+struct Source {
+    bytes: Box<dyn Read + Send>,
     failed: bool,
 }
 
 impl Rng {
     /// A device that gives the bytes of `source`.
     pub fn new(source: Box<dyn Read + Send>) -> Self {
-        Self { source, failed: false }
+        Self { source: Source { bytes: source, failed: false }, queue: None }
     }
+}
 
+impl Source {
     /// Bytes from the source; fewer where it fails.
     fn fetch(&mut self, chunk: &mut [u8]) -> usize {
-        match self.source.read(chunk) {
+        match self.bytes.read(chunk) {
             Ok(count) => count,
             Err(error) => {
                 if !std::mem::replace(&mut self.failed, true) {
@@ -38,6 +46,25 @@ impl Rng {
             }
         }
     }
+
+    /// Fills a request's buffers; gives the bytes written.
+    fn answer(&mut self, memory: &DmaMemory, chain: &Chain) -> Result<u32, QueueError> {
+        let mut chunk = [0; CHUNK];
+        let wanted = chain.writable_len().min(MOST);
+        if wanted == 0 {
+            return Err(QueueError::Request("an entropy request without room"));
+        }
+        let mut done = 0;
+        while done < wanted {
+            let len = CHUNK.min((wanted - done) as usize);
+            let count = self.fetch(&mut chunk[..len]);
+            if count == 0 {
+                break;
+            }
+            done += chain.write(memory, done, &chunk[..count])? as u64;
+        }
+        Ok(done as u32)
+    }
 }
 
 impl Device for Rng {
@@ -46,7 +73,7 @@ impl Device for Rng {
     }
 
     fn features(&self) -> u64 {
-        0
+        features::IN_ORDER
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -59,28 +86,17 @@ impl Device for Rng {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, _features: u64) {}
-
-    fn process(&mut self, _index: u16, queue: &mut Queue) -> Result<(), QueueError> {
-        let mut chunk = [0; CHUNK];
-        while let Some(chain) = queue.pop()? {
-            let wanted = chain.writable_len().min(MOST);
-            if wanted == 0 {
-                return Err(QueueError::Request("an entropy request without room"));
-            }
-            let mut done = 0;
-            while done < wanted {
-                let len = CHUNK.min((wanted - done) as usize);
-                let count = self.fetch(&mut chunk[..len]);
-                if count == 0 {
-                    break;
-                }
-                done += chain.write(queue.memory(), done, &chunk[..count])? as u64;
-            }
-            queue.complete(&chain, done as u32)?;
-        }
-        Ok(())
+    fn activate(&mut self, activation: Activation) {
+        self.queue = activation.queue(0);
     }
 
-    fn reset(&mut self) {}
+    fn notify(&mut self, _index: u16) {
+        if let Some(queue) = &self.queue {
+            queue.serve(|memory, chain| self.source.answer(memory, chain));
+        }
+    }
+
+    fn reset(&mut self) {
+        self.queue = None;
+    }
 }

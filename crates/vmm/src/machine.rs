@@ -168,6 +168,7 @@ impl Machine {
         let elapsed = started.elapsed();
         let vcpus = threads.into_iter().filter_map(join).collect();
         let exits = self.controls.exits();
+        self.platform.virtio().stop();
         events.join();
         for feeder in feeders {
             // It only moves bytes; were it to fail, the run has ended all the same.

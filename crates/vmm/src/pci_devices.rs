@@ -5,9 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::bus::MachineBus;
+use devices::bus::{Device, MachineBus};
 use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
 use devices::pci::{Address, Ecam, MsiSink, PciBus};
 use engine::Space;
@@ -56,6 +56,19 @@ pub struct Wiring<'a> {
     pub messages: Arc<dyn MsiSink>,
 }
 
+/// The virtio devices on their bus.
+#[derive(Default)]
+pub struct VirtioDevices(Vec<Arc<Mutex<VirtioPci>>>);
+
+impl VirtioDevices {
+    /// The machine ends: comes back when none of them does anything for the guest any more.
+    pub fn stop(&self) {
+        for device in &self.0 {
+            device.lock().unwrap_or_else(PoisonError::into_inner).power_cycle();
+        }
+    }
+}
+
 /// Puts the devices on the PCI bus, and its configuration space into memory.
 ///
 /// # Errors
@@ -65,13 +78,14 @@ pub fn attach(
     pci: &Arc<PciBus>,
     wiring: &Wiring<'_>,
     devices: Vec<Box<dyn virtio::Device>>,
-) -> Result<(), BuildError> {
-    let ecam = Arc::new(std::sync::Mutex::new(Ecam::new(pci.clone())));
+) -> Result<VirtioDevices, BuildError> {
+    let ecam = Arc::new(Mutex::new(Ecam::new(pci.clone())));
     let window = (u64::from(LAST_BUS) + 1) * devices::pci::ECAM_BUS_SIZE;
     bus.insert(Space::Memory, layout::PCI_ECAM.start, window, "pci", ecam)?;
     if devices.len() > SLOTS.len() {
         return Err(BuildError::Slots(devices.len()));
     }
+    let mut functions = VirtioDevices::default();
     let mut lines: BTreeMap<u32, Arc<SharedLine>> = BTreeMap::new();
     for (slot, device) in SLOTS.zip(devices) {
         let gsi = pci_gsi(slot, 0);
@@ -85,9 +99,10 @@ pub fn attach(
             line: line.input(),
         };
         let function = VirtioPci::new(device, connections)?;
+        functions.0.push(function.clone());
         pci.insert(Address::on_bus_0(slot, 0), function);
     }
-    Ok(())
+    Ok(functions)
 }
 
 /// A disk whose bytes are a file's.

@@ -27,7 +27,7 @@ use crate::input::{Input, Port};
 use crate::layout;
 use crate::outcome::Ending;
 use crate::output::Output;
-use crate::pci_devices::{self, Wiring};
+use crate::pci_devices::{self, VirtioDevices, Wiring};
 use crate::sleep::Sleep;
 
 /// COM3's first port; it shares COM1's interrupt.
@@ -79,6 +79,7 @@ pub struct Platform {
     serial: Vec<Arc<Mutex<Serial>>>,
     pm: Arc<Mutex<AcpiPm>>,
     timer_line: IrqLine,
+    virtio: VirtioDevices,
 }
 
 impl Platform {
@@ -116,7 +117,7 @@ impl Platform {
         let pci = PciBus::with(bridge);
         add_pci_and_resets(&bus, pci.clone(), &requests)?;
         let wiring = Wiring { memory: config.memory, irqs: config.irqs.clone(), messages: config.messages };
-        pci_devices::attach(&bus, &pci, &wiring, config.pci_devices)?;
+        let virtio = pci_devices::attach(&bus, &pci, &wiring, config.pci_devices)?;
         let fw_cfg = fw_cfg::device(config.fw_cfg, config.memory);
         bus.insert(Space::Port, devices::fw_cfg::BASE, devices::fw_cfg::PORTS, "fw-cfg", shared(fw_cfg))?;
         if let Some(console) = config.debug_console {
@@ -138,7 +139,7 @@ impl Platform {
             let len = debug_exit::PORTS.min(0x1_0000 - u64::from(port));
             bus.insert(Space::Port, u64::from(port), len, "debug-exit", shared(DebugExit::new(requests)))?;
         }
-        Ok(Self { bus, serial: ports, pm, timer_line })
+        Ok(Self { bus, serial: ports, pm, timer_line, virtio })
     }
 
     /// What the vCPUs see.
@@ -162,6 +163,11 @@ impl Platform {
         let input = input.clone();
         lock(&serial).set_input_wake(move || input.nudge());
         Some(Box::new(SerialInput(serial)))
+    }
+
+    /// The virtio devices.
+    pub fn virtio(&self) -> &VirtioDevices {
+        &self.virtio
     }
 
     /// Passes on what the serial ports hold back, once the vCPUs have stopped; whether that is all.

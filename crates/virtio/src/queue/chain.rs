@@ -1,3 +1,5 @@
+use guest_memory::HostSlices;
+
 use super::QueueError;
 use crate::memory::DmaMemory;
 
@@ -108,6 +110,32 @@ impl Chain {
         Ok(done)
     }
 
+    /// At most `len` bytes from `offset` of what is to be read, for the host's kernel to read without a copy.
+    ///
+    /// # Errors
+    /// [`QueueError::Memory`].
+    pub fn readable_slices(
+        &self,
+        memory: &DmaMemory,
+        offset: u64,
+        len: u64,
+    ) -> Result<HostSlices, QueueError> {
+        slices(&self.readable, memory, (offset, len), false)
+    }
+
+    /// At most `len` bytes from `offset` of what is to be written, for the host's kernel to write without a copy.
+    ///
+    /// # Errors
+    /// [`QueueError::Memory`].
+    pub fn writable_slices(
+        &self,
+        memory: &DmaMemory,
+        offset: u64,
+        len: u64,
+    ) -> Result<HostSlices, QueueError> {
+        slices(&self.writable, memory, (offset, len), true)
+    }
+
     /// Appends a buffer.
     pub(super) fn push(&mut self, memory: &DmaMemory, descriptor: &Descriptor) -> Result<(), QueueError> {
         let Descriptor { address, len, flags, .. } = *descriptor;
@@ -160,6 +188,19 @@ impl Chain {
         }
         if packed { Ok(()) } else { Err(QueueError::Endless(count)) }
     }
+}
+
+fn slices(
+    segments: &[Segment],
+    memory: &DmaMemory,
+    (offset, len): (u64, u64),
+    writable: bool,
+) -> Result<HostSlices, QueueError> {
+    let mut slices = memory.slices();
+    for (address, part) in parts(segments, offset, usize::try_from(len).unwrap_or(usize::MAX)) {
+        memory.add_slice(&mut slices, (address, part as u64), writable)?;
+    }
+    Ok(slices)
 }
 
 /// The guest-physical parts of `len` bytes from `offset` of a list of buffers.

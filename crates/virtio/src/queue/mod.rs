@@ -99,13 +99,21 @@ pub enum QueueError {
     /// More bytes in all than a length can tell.
     #[error("buffers of more than 4 GiB in one chain")]
     TooLong,
+    /// More requests at a time than the ring has room for.
+    #[error("more than {0} entries of requests that it has not got back")]
+    InFlight(u16),
     /// A request that is none of the device's.
     #[error("a request that the device does not have: {0}")]
     Request(&'static str),
 }
 
 /// One queue, ready.
-pub struct Queue(Ring);
+pub struct Queue {
+    ring: Ring,
+    size: u16,
+    /// Ring entries of chains that were taken and not yet given back.
+    in_flight: u32,
+}
 
 enum Ring {
     Split(SplitRing),
@@ -122,29 +130,77 @@ impl Queue {
             indirect: negotiated & features::INDIRECT_DESC != 0,
             event_index: negotiated & features::EVENT_IDX != 0,
         };
-        Ok(Self(if negotiated & features::RING_PACKED != 0 {
+        let ring = if negotiated & features::RING_PACKED != 0 {
             Ring::Packed(PackedRing::new(config, abilities, memory.clone())?)
         } else {
             Ring::Split(SplitRing::new(config, abilities, memory.clone())?)
-        }))
+        };
+        Ok(Self { ring, size: config.size, in_flight: 0 })
+    }
+
+    /// Entries of its ring: the most requests that can be on their way.
+    pub fn size(&self) -> u16 {
+        self.size
     }
 
     /// The memory that the queue's buffers are in.
     pub fn memory(&self) -> &DmaMemory {
-        match &self.0 {
+        match &self.ring {
             Ring::Split(ring) => ring.memory(),
             Ring::Packed(ring) => ring.memory(),
         }
     }
 
-    /// Takes the next chain of buffers; `None` where there is none now, and then the driver is asked to notify.
+    /// Takes the next chain of buffers; `None` where there is none now, and then the driver is asked to notify, unless
+    /// [`Self::disable_notifications`] was called.
     ///
     /// # Errors
     /// [`QueueError`] for a chain that breaks the rules; the queue is not to be used any more.
     pub fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        match &mut self.0 {
+        let popped = match &mut self.ring {
             Ring::Split(ring) => ring.pop(),
             Ring::Packed(ring) => ring.pop(),
+        }?;
+        if let Some(chain) = &popped {
+            self.in_flight += u32::from(chain.entries);
+            if self.in_flight > self.size.into() {
+                return Err(QueueError::InFlight(self.size));
+            }
+        }
+        Ok(popped)
+    }
+
+    /// Asks the driver not to notify: whoever calls it looks at the queue by himself. The driver may still do it.
+    ///
+    /// # Errors
+    /// [`QueueError::Memory`] where the ring is not there any more.
+    pub fn disable_notifications(&mut self) -> Result<(), QueueError> {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.disable_notifications(),
+            Ring::Packed(ring) => ring.disable_notifications(),
+        }
+    }
+
+    /// Asks the driver to notify again. Gives whether there is something in the queue already, for which no notification
+    /// may come.
+    ///
+    /// # Errors
+    /// [`QueueError`] for a ring that breaks the rules.
+    pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.enable_notifications(),
+            Ring::Packed(ring) => ring.enable_notifications(),
+        }
+    }
+
+    /// Whether there is a chain to take.
+    ///
+    /// # Errors
+    /// [`QueueError`] for a ring that breaks the rules.
+    pub fn has_available(&mut self) -> Result<bool, QueueError> {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.has_available(),
+            Ring::Packed(ring) => ring.has_available(),
         }
     }
 
@@ -153,7 +209,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Memory`] where the ring is not there any more.
     pub fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
-        match &mut self.0 {
+        self.in_flight = self.in_flight.saturating_sub(chain.entries.into());
+        match &mut self.ring {
             Ring::Split(ring) => ring.complete(chain, written),
             Ring::Packed(ring) => ring.complete(chain, written),
         }
@@ -164,7 +221,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Memory`] where the ring is not there any more.
     pub fn needs_notification(&mut self) -> Result<bool, QueueError> {
-        match &mut self.0 {
+        match &mut self.ring {
             Ring::Split(ring) => ring.needs_notification(),
             Ring::Packed(ring) => ring.needs_notification(),
         }

@@ -12,7 +12,8 @@ const FLAGS: u64 = 14;
 /// Bytes of an event suppression structure: a place in the ring, then what is wanted.
 const EVENT_SIZE: u64 = 4;
 const EVENT_FLAGS: u64 = 2;
-/// What is wanted, where it is not every event: none, or the one of a descriptor.
+/// What is wanted: every event, none, or the one of a descriptor.
+const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const DESCRIPTOR: u16 = 2;
 /// A place's bit for the wrap counter.
@@ -43,6 +44,8 @@ pub(super) struct PackedRing {
     abilities: Abilities,
     memory: DmaMemory,
     next_available: Place,
+    /// Whether the driver is to notify.
+    notifications: bool,
     next_used: Place,
     /// Entries that were used since notifications were last thought about.
     unnotified: u16,
@@ -61,8 +64,15 @@ impl PackedRing {
         check_area(&memory, (descriptors, DESCRIPTOR_SIZE * u64::from(size), 16), true)?;
         check_area(&memory, (driver, EVENT_SIZE, 4), false)?;
         check_area(&memory, (device, EVENT_SIZE, 4), true)?;
-        let (next_available, next_used) = (Place::START, Place::START);
-        Ok(Self { config: *config, abilities, memory, next_available, next_used, unnotified: 0 })
+        Ok(Self {
+            config: *config,
+            abilities,
+            memory,
+            next_available: Place::START,
+            notifications: true,
+            next_used: Place::START,
+            unnotified: 0,
+        })
     }
 
     pub(super) fn memory(&self) -> &DmaMemory {
@@ -73,30 +83,45 @@ impl PackedRing {
         self.config.descriptors + DESCRIPTOR_SIZE * u64::from(index)
     }
 
-    fn has_available(&self) -> Result<bool, QueueError> {
+    pub(super) fn has_available(&self) -> Result<bool, QueueError> {
         let Place { index, wrap } = self.next_available;
         let flags = self.memory.load_u16(self.at(index) + FLAGS)?;
         Ok((flags & AVAILABLE != 0) == wrap && (flags & USED != 0) != wrap)
     }
 
     pub(super) fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        if !self.has_available()? {
-            if !self.abilities.event_index {
-                return Ok(None);
-            }
-            // Ask for a notification at the next entry; one that came meanwhile brings none.
-            let Place { index, wrap } = self.next_available;
-            let place = index | if wrap { WRAP } else { 0 };
-            self.memory.store_u16(self.config.device, place)?;
-            self.memory.store_u16(self.config.device + EVENT_FLAGS, DESCRIPTOR)?;
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-            if !self.has_available()? {
-                return Ok(None);
-            }
+        let asks = self.notifications && self.abilities.event_index;
+        if !(self.has_available()? || asks && self.arm()?) {
+            return Ok(None);
         }
         let chain = self.chain()?;
         self.next_available.advance(chain.entries, self.config.size);
         Ok(Some(chain))
+    }
+
+    /// Asks for a notification at the next entry. Gives whether one came meanwhile, which brings none.
+    fn arm(&self) -> Result<bool, QueueError> {
+        let Place { index, wrap } = self.next_available;
+        let place = index | if wrap { WRAP } else { 0 };
+        self.memory.store_u16(self.config.device, place)?;
+        self.memory.store_u16(self.config.device + EVENT_FLAGS, DESCRIPTOR)?;
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        self.has_available()
+    }
+
+    pub(super) fn disable_notifications(&mut self) -> Result<(), QueueError> {
+        self.notifications = false;
+        self.memory.store_u16(self.config.device + EVENT_FLAGS, DISABLE)
+    }
+
+    pub(super) fn enable_notifications(&mut self) -> Result<bool, QueueError> {
+        self.notifications = true;
+        if self.abilities.event_index {
+            return Ok(self.has_available()? || self.arm()?);
+        }
+        self.memory.store_u16(self.config.device + EVENT_FLAGS, ENABLE)?;
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        self.has_available()
     }
 
     /// The chain at the next available entry. Its other entries need no look at their availability: the first one's was

@@ -11,6 +11,8 @@ const RING: u64 = 4;
 const USED_SIZE: u64 = 8;
 /// The available ring's flag: the driver wants no interrupts.
 const NO_INTERRUPT: u16 = 1;
+/// The used ring's flag: the device wants no notifications.
+const NO_NOTIFY: u16 = 1;
 
 /// One split queue.
 pub(super) struct SplitRing {
@@ -21,6 +23,8 @@ pub(super) struct SplitRing {
     next_available: u16,
     /// What the available ring's index was when it was last read.
     available: u16,
+    /// Whether the driver is to notify.
+    notifications: bool,
     /// The used ring's index, and what it was when notifications were last thought about.
     next_used: u16,
     notified: u16,
@@ -40,8 +44,16 @@ impl SplitRing {
         check_area(&memory, (descriptors, entries * DESCRIPTOR_SIZE, 16), false)?;
         check_area(&memory, (driver, RING + 2 * entries + 2, 2), false)?;
         check_area(&memory, (device, RING + USED_SIZE * entries + 2, 4), true)?;
-        let (next_available, available, next_used, notified) = (0, 0, 0, 0);
-        Ok(Self { config: *config, abilities, memory, next_available, available, next_used, notified })
+        Ok(Self {
+            config: *config,
+            abilities,
+            memory,
+            next_available: 0,
+            available: 0,
+            notifications: true,
+            next_used: 0,
+            notified: 0,
+        })
     }
 
     pub(super) fn memory(&self) -> &DmaMemory {
@@ -49,7 +61,7 @@ impl SplitRing {
     }
 
     /// Whether there is a chain, after another look at the ring where all that was seen is taken.
-    fn has_available(&mut self) -> Result<bool, QueueError> {
+    pub(super) fn has_available(&mut self) -> Result<bool, QueueError> {
         if self.available != self.next_available {
             return Ok(true);
         }
@@ -63,23 +75,39 @@ impl SplitRing {
     }
 
     pub(super) fn pop(&mut self) -> Result<Option<Chain>, QueueError> {
-        if !self.has_available()? {
-            if !self.abilities.event_index {
-                return Ok(None);
-            }
-            // Ask for a notification at the next entry; one that came meanwhile brings none.
-            let event = self.config.device + RING + USED_SIZE * u64::from(self.config.size);
-            self.memory.store_u16(event, self.next_available)?;
-            std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-            if !self.has_available()? {
-                return Ok(None);
-            }
+        let asks = self.notifications && self.abilities.event_index;
+        if !(self.has_available()? || asks && self.arm()?) {
+            return Ok(None);
         }
         let slot = u64::from(self.next_available % self.config.size);
         let head = self.memory.load_u16(self.config.driver + RING + 2 * slot)?;
         let chain = self.chain(head)?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(Some(chain))
+    }
+
+    /// Asks for a notification at the next entry. Gives whether one came meanwhile, which brings none.
+    fn arm(&mut self) -> Result<bool, QueueError> {
+        let event = self.config.device + RING + USED_SIZE * u64::from(self.config.size);
+        self.memory.store_u16(event, self.next_available)?;
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        self.has_available()
+    }
+
+    pub(super) fn disable_notifications(&mut self) -> Result<(), QueueError> {
+        self.notifications = false;
+        // With event indices the one that was named last is behind, and says as much.
+        if self.abilities.event_index { Ok(()) } else { self.memory.store_u16(self.config.device, NO_NOTIFY) }
+    }
+
+    pub(super) fn enable_notifications(&mut self) -> Result<bool, QueueError> {
+        self.notifications = true;
+        if self.abilities.event_index {
+            return Ok(self.has_available()? || self.arm()?);
+        }
+        self.memory.store_u16(self.config.device, 0)?;
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        self.has_available()
     }
 
     fn chain(&self, head: u16) -> Result<Chain, QueueError> {

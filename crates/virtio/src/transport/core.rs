@@ -8,19 +8,28 @@
 
 use bitflags::bitflags;
 
+use std::sync::Arc;
+
+use crate::handle::{ConfigHandle, Link, QueueHandle};
 use crate::memory::DmaMemory;
 use crate::queue::{Queue, QueueConfig, QueueError};
-use crate::{Device, features};
+use crate::{Activation, Device, features};
 
 bitflags! {
-    /// The device status field.
+    /// The device status field. *Device Status Field*.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-    pub(crate) struct Status: u8 {
+    pub struct Status: u8 {
+        /// The guest has found the device.
         const ACKNOWLEDGE = 1;
+        /// It has a driver for it.
         const DRIVER = 2;
+        /// The driver is ready.
         const DRIVER_OK = 4;
+        /// The features are negotiated.
         const FEATURES_OK = 8;
+        /// The device does nothing any more until it is reset.
         const NEEDS_RESET = 64;
+        /// The driver has given up.
         const FAILED = 128;
     }
 }
@@ -34,20 +43,26 @@ pub enum Event {
     Config,
 }
 
+/// How a transport tells the driver of something. It is called with a queue's lock held and from any thread.
+pub trait Interrupts: Send + Sync {
+    /// Raises the event's interrupt.
+    fn raise(&self, event: Event);
+}
+
 /// One queue as the driver sets it up.
 pub(crate) struct QueueSlot {
     /// The most entries.
     max: u16,
     /// What the driver wrote.
     pub(crate) config: QueueConfig,
-    queue: Option<Queue>,
+    queue: Option<QueueHandle>,
 }
 
 /// A device with its status, its features and its queues.
 pub(crate) struct Core {
     device: Box<dyn Device>,
     memory: DmaMemory,
-    pub(crate) status: Status,
+    link: Arc<Link>,
     /// What the driver accepts.
     accepted: u64,
     /// Which half of the features the driver looks at, and writes.
@@ -58,12 +73,13 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(device: Box<dyn Device>, memory: DmaMemory) -> Self {
+    pub(crate) fn new(device: Box<dyn Device>, memory: DmaMemory, interrupts: Arc<dyn Interrupts>) -> Self {
         let slots = device.queue_sizes().iter().map(|&max| QueueSlot::new(max)).collect();
+        let link = Link::new(device.id(), interrupts);
         Self {
             device,
             memory,
-            status: Status::empty(),
+            link,
             accepted: 0,
             device_features_select: 0,
             driver_features_select: 0,
@@ -78,6 +94,15 @@ impl Core {
 
     pub(crate) fn queues(&self) -> u16 {
         self.slots.len() as u16
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.link.status()
+    }
+
+    /// A number that changes with the device's configuration space.
+    pub(crate) fn config_generation(&self) -> u32 {
+        self.link.generation()
     }
 
     fn offered(&self) -> u64 {
@@ -101,7 +126,7 @@ impl Core {
             1 => 32,
             _ => return,
         };
-        if !self.status.contains(Status::FEATURES_OK) {
+        if !self.status().contains(Status::FEATURES_OK) {
             self.accepted = self.accepted & !(0xffff_ffff << shift) | u64::from(value) << shift;
         }
     }
@@ -117,9 +142,10 @@ impl Core {
         slot.queue.is_none().then_some(&mut slot.config)
     }
 
-    /// The driver has set up the selected queue.
+    /// The driver has set up the selected queue, as it may once features are negotiated and before it is ready.
     pub(crate) fn enable_queue(&mut self) {
-        if !self.status.contains(Status::FEATURES_OK) {
+        let allowed = Status::FEATURES_OK | Status::DRIVER_OK | Status::NEEDS_RESET;
+        if self.status() & allowed != Status::FEATURES_OK {
             return;
         }
         let Some(slot) = self.slots.get_mut(usize::from(self.queue_select)) else { return };
@@ -131,18 +157,18 @@ impl Core {
             false => Queue::new(&slot.config, self.accepted, &self.memory),
         };
         match made {
-            Ok(queue) => slot.queue = Some(queue),
-            Err(error) => self.fail(self.queue_select, &error),
+            Ok(queue) => slot.queue = Some(QueueHandle::new(self.queue_select, queue, self.link.clone())),
+            Err(error) => self.link.fail(self.queue_select, &format_args!("the driver gave {error}")),
         }
     }
 
-    /// The driver writes the status: zero resets; other bits are only added. Gives what it is to be told.
-    pub(crate) fn set_status(&mut self, value: u8) -> Vec<Event> {
+    /// The driver writes the status: zero resets; other bits are only added.
+    pub(crate) fn set_status(&mut self, value: u8) {
         if value == 0 {
             self.reset();
-            return Vec::new();
+            return;
         }
-        let before = self.status;
+        let before = self.status();
         let mut status = Status::from_bits_truncate(value) - Status::NEEDS_RESET | before;
         if status.contains(Status::FEATURES_OK) && !before.contains(Status::FEATURES_OK) {
             let known = self.accepted & !self.offered() == 0;
@@ -154,28 +180,30 @@ impl Core {
         if !status.contains(ready) {
             status -= Status::DRIVER_OK;
         }
-        self.status = status;
-        if !status.contains(ready) || before.contains(Status::DRIVER_OK) {
-            return Vec::new();
+        self.link.add_status(status);
+        let live = status.contains(ready) && !status.contains(Status::NEEDS_RESET);
+        if !live || before.contains(Status::DRIVER_OK) {
+            return;
         }
-        self.device.activate(self.accepted);
+        self.device.activate(Activation {
+            features: self.accepted,
+            queues: self.slots.iter().map(|slot| slot.queue.clone()).collect(),
+            config: ConfigHandle(self.link.clone()),
+        });
         // What the driver put into the queues before it was ready.
-        (0..self.queues()).flat_map(|index| self.notified(index)).collect()
+        for index in 0..self.queues() {
+            self.notified(index);
+        }
     }
 
-    /// The driver notifies of a queue: takes what is in it. Gives what the driver is to be told.
-    pub(crate) fn notified(&mut self, index: u16) -> Option<Event> {
-        if !self.status.contains(Status::DRIVER_OK) || self.status.contains(Status::NEEDS_RESET) {
-            return None;
+    /// The driver notifies of a queue.
+    pub(crate) fn notified(&mut self, index: u16) {
+        let live = Status::DRIVER_OK | Status::NEEDS_RESET;
+        if self.status() & live != Status::DRIVER_OK {
+            return;
         }
-        let queue = self.slots.get_mut(usize::from(index))?.queue.as_mut()?;
-        let done = self.device.process(index, queue).and_then(|()| queue.needs_notification());
-        match done {
-            Ok(notify) => notify.then_some(Event::Queue(index)),
-            Err(error) => {
-                self.fail(index, &error);
-                Some(Event::Config)
-            }
+        if self.slots.get(usize::from(index)).is_some_and(QueueSlot::is_enabled) {
+            self.device.notify(index);
         }
     }
 
@@ -189,22 +217,17 @@ impl Core {
 
     /// The driver's or the machine's reset.
     pub(crate) fn reset(&mut self) {
-        self.device.reset();
-        self.status = Status::empty();
-        self.accepted = 0;
-        (self.device_features_select, self.driver_features_select, self.queue_select) = (0, 0, 0);
+        // First nobody reaches the rings any more, then nobody does anything for the device.
         for slot in &mut self.slots {
+            if let Some(queue) = slot.queue.take() {
+                queue.close();
+            }
             *slot = QueueSlot::new(slot.max);
         }
-    }
-
-    /// The driver broke a rule: nothing happens any more until it resets the device.
-    fn fail(&mut self, queue: u16, error: &QueueError) {
-        log::warn!(
-            "virtio device {}, queue {queue}: the driver gave {error}; it has to reset the device",
-            self.device.id()
-        );
-        self.status |= Status::NEEDS_RESET;
+        self.device.reset();
+        self.link.clear_status();
+        self.accepted = 0;
+        (self.device_features_select, self.driver_features_select, self.queue_select) = (0, 0, 0);
     }
 }
 

@@ -1,10 +1,12 @@
 //! Virtio over MMIO, version 2 of its registers: a device in memory, which the command line or ACPI tells of. *Virtio Over
 //! MMIO*.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use devices::bus::Device as Registers;
 use devices::irq::IrqLine;
 
-use super::core::{Core, Event};
+use super::core::{Core, Event, Interrupts};
 use crate::Device;
 use crate::memory::DmaMemory;
 
@@ -44,30 +46,45 @@ mod register {
 const USED: u32 = 1;
 const CHANGED: u32 = 2;
 
+/// The interrupt status and the line that follows it: level-triggered.
+struct Pending {
+    bits: Mutex<u32>,
+    line: IrqLine,
+}
+
+impl Pending {
+    fn change(&self, change: impl FnOnce(u32) -> u32) {
+        let mut bits = self.bits.lock().unwrap_or_else(PoisonError::into_inner);
+        *bits = change(*bits);
+        self.line.set(*bits != 0);
+    }
+
+    fn bits(&self) -> u32 {
+        *self.bits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Interrupts for Pending {
+    fn raise(&self, event: Event) {
+        let bit = match event {
+            Event::Queue(_) => USED,
+            Event::Config => CHANGED,
+        };
+        self.change(|bits| bits | bit);
+    }
+}
+
 /// A virtio device in memory. Map it for [`WINDOW`] bytes.
 pub struct VirtioMmio {
     core: Core,
-    interrupts: u32,
-    line: IrqLine,
+    pending: Arc<Pending>,
 }
 
 impl VirtioMmio {
     /// A window with `device` behind it, whose interrupt is `line`: level-triggered.
     pub fn new(device: Box<dyn Device>, memory: DmaMemory, line: IrqLine) -> Self {
-        Self { core: Core::new(device, memory), interrupts: 0, line }
-    }
-
-    fn set_interrupts(&mut self, interrupts: u32) {
-        self.interrupts = interrupts;
-        self.line.set(interrupts != 0);
-    }
-
-    fn tell(&mut self, event: Event) {
-        let bit = match event {
-            Event::Queue(_) => USED,
-            Event::Config => CHANGED,
-        };
-        self.set_interrupts(self.interrupts | bit);
+        let pending = Arc::new(Pending { bits: Mutex::new(0), line });
+        Self { core: Core::new(device, memory, pending.clone()), pending }
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -80,10 +97,9 @@ impl VirtioMmio {
             register::DEVICE_FEATURES => self.core.device_features(),
             register::QUEUE_NUM_MAX => slot.map_or(0, |slot| slot.max().into()),
             register::QUEUE_READY => slot.is_some_and(|slot| slot.is_enabled()).into(),
-            register::INTERRUPT_STATUS => self.interrupts,
-            register::STATUS => self.core.status.bits().into(),
-            // The configuration of no device here changes by itself.
-            register::CONFIG_GENERATION => 0,
+            register::INTERRUPT_STATUS => self.pending.bits(),
+            register::STATUS => self.core.status().bits().into(),
+            register::CONFIG_GENERATION => self.core.config_generation(),
             _ => 0,
         }
     }
@@ -101,18 +117,13 @@ impl VirtioMmio {
             }
             register::QUEUE_READY if value == 1 => self.core.enable_queue(),
             // With NOTIFICATION_DATA the upper half tells more; the queue's number is the lower half.
-            register::QUEUE_NOTIFY => {
-                if let Some(event) = self.core.notified(value as u16) {
-                    self.tell(event);
-                }
-            }
-            register::INTERRUPT_ACK => self.set_interrupts(self.interrupts & !value),
+            register::QUEUE_NOTIFY => self.core.notified(value as u16),
+            register::INTERRUPT_ACK => self.pending.change(|bits| bits & !value),
             register::STATUS => {
-                let events = self.core.set_status(value as u8);
+                self.core.set_status(value as u8);
                 if value as u8 == 0 {
-                    self.set_interrupts(0);
+                    self.pending.change(|_| 0);
                 }
-                events.into_iter().for_each(|event| self.tell(event));
             }
             _ => self.write_address(offset, value),
         }
@@ -165,14 +176,12 @@ impl Registers for VirtioMmio {
 
     fn power_cycle(&mut self) {
         self.core.reset();
-        self.set_interrupts(0);
+        self.pending.change(|_| 0);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use devices::irq::RecordedLines;
 
     use super::*;

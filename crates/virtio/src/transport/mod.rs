@@ -4,4 +4,6 @@ mod core;
 pub mod mmio;
 pub mod pci;
 
-pub use core::Event;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) use core::Core;
+pub use core::{Event, Interrupts, Status};

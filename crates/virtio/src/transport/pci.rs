@@ -9,7 +9,7 @@
 //! 0x3000  notifications, 4 bytes a queue
 //! ```
 
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use devices::bus::{Device as Registers, MachineBus, SharedDevice};
 use devices::irq::IrqLine;
@@ -18,9 +18,9 @@ use devices::pci::{
     PciFunction, bar_of,
 };
 
-use super::core::{Core, Event};
-use crate::Device;
+use super::core::{Core, Event, Interrupts};
 use crate::memory::DmaMemory;
+use crate::{Device, device_name};
 
 const VENDOR: u16 = 0x1af4;
 /// The PCI device id of virtio's device 0.
@@ -64,6 +64,7 @@ mod common {
     pub(super) const CONFIG_MSIX_VECTOR: u64 = 0x10;
     pub(super) const NUM_QUEUES: u64 = 0x12;
     pub(super) const DEVICE_STATUS: u64 = 0x14;
+    pub(super) const CONFIG_GENERATION: u64 = 0x15;
     pub(super) const QUEUE_SELECT: u64 = 0x16;
     pub(super) const QUEUE_SIZE: u64 = 0x18;
     pub(super) const QUEUE_MSIX_VECTOR: u64 = 0x1a;
@@ -94,65 +95,19 @@ pub struct Connections {
     pub line: IrqLine,
 }
 
-/// A virtio device as a PCI function.
-pub struct VirtioPci {
+/// What raises the function's interrupts. It has a lock of its own, because those who work on the queues raise them too.
+struct Signals {
     config: ConfigSpace,
-    bars: MappedBars,
     msix: Msix,
-    core: Core,
     config_vector: u16,
     queue_vectors: Vec<u16>,
     isr: u8,
     line: IrqLine,
-    /// Offset of the capability of [`kind::PCI`].
-    access: u16,
-    this: Weak<Mutex<Self>>,
 }
 
-impl VirtioPci {
-    /// A function with `device` behind it.
-    ///
-    /// # Errors
-    /// [`ConfigError`] for a device of more queues than there are vectors.
-    pub fn new(device: Box<dyn Device>, connections: Connections) -> Result<Arc<Mutex<Self>>, ConfigError> {
-        let Connections { bus, memory, messages, line } = connections;
-        let core = Core::new(device, memory);
-        let id = core.device_id();
-        let header = Header {
-            vendor: VENDOR,
-            device: FIRST_DEVICE + id,
-            class: class(id),
-            revision: 1,
-            subsystem_vendor: VENDOR,
-            subsystem: 0x40 + id,
-            interrupt_pin: 1,
-            multifunction: false,
-        };
-        let mut config = ConfigSpace::new(&header);
-        config.add_bar(BAR.into(), BarKind::Memory64, BAR_SIZE)?;
-        let place = MsixPlace { bar: BAR, table: TABLE * BLOCK, pending: PENDING * BLOCK };
-        let msix = Msix::new(&mut config, core.queues().saturating_add(1), place, messages)?;
-        for (kind, block) in [(kind::COMMON, COMMON), (kind::ISR, ISR), (kind::DEVICE, DEVICE)] {
-            config.add_capability(CAPABILITY, &capability(kind, block, &[]), &[])?;
-        }
-        let stride = NOTIFY_STRIDE.to_le_bytes();
-        config.add_capability(CAPABILITY, &capability(kind::NOTIFY, NOTIFY, &stride), &[])?;
-        let mut writable = [0; 18];
-        writable[2] = 0xff;
-        writable[6..].fill(0xff);
-        let access = config.add_capability(CAPABILITY, &access_capability(), &writable)?.into();
-        let queue_vectors = vec![NO_VECTOR; core.queues().into()];
-        let bars = MappedBars::new(bus, name(id));
-        Ok(Arc::new_cyclic(|this| {
-            let (config_vector, isr, this) = (NO_VECTOR, 0, this.clone());
-            let function =
-                Self { config, bars, msix, core, config_vector, queue_vectors, isr, line, access, this };
-            Mutex::new(function)
-        }))
-    }
-
+impl Signals {
     /// Tells the driver of something, by a message or by the interrupt line.
-    fn tell(&mut self, event: Event) {
+    fn raise(&mut self, event: Event) {
         let (vector, bit) = match event {
             Event::Queue(index) => {
                 (self.queue_vectors.get(usize::from(index)).copied().unwrap_or(NO_VECTOR), ISR_QUEUE)
@@ -173,26 +128,93 @@ impl VirtioPci {
         self.line.set(level);
     }
 
-    /// The reset of the machine: the window is nowhere, and nothing is negotiated.
-    fn power_up(&mut self) {
-        self.core.reset();
-        self.config.reset();
-        self.msix.reset();
-        self.bars.unmap();
-        self.forget_vectors();
-    }
-
     /// What a reset of the device makes of its interrupts.
-    fn forget_vectors(&mut self) {
+    fn forget(&mut self) {
         self.config_vector = NO_VECTOR;
         self.queue_vectors.fill(NO_VECTOR);
         self.isr = 0;
         self.update_line();
     }
 
+    /// A vector as it can be, else none.
+    fn vector(&self, value: u64) -> u16 {
+        u16::try_from(value).ok().filter(|&vector| vector < self.msix.vectors()).unwrap_or(NO_VECTOR)
+    }
+}
+
+impl Interrupts for Mutex<Signals> {
+    fn raise(&self, event: Event) {
+        self.lock().unwrap_or_else(PoisonError::into_inner).raise(event);
+    }
+}
+
+/// A virtio device as a PCI function.
+pub struct VirtioPci {
+    signals: Arc<Mutex<Signals>>,
+    bars: MappedBars,
+    core: Core,
+    /// Offset of the capability of [`kind::PCI`].
+    access: u16,
+    this: Weak<Mutex<Self>>,
+}
+
+impl VirtioPci {
+    /// A function with `device` behind it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for a device of more queues than there are vectors.
+    pub fn new(device: Box<dyn Device>, connections: Connections) -> Result<Arc<Mutex<Self>>, ConfigError> {
+        let Connections { bus, memory, messages, line } = connections;
+        let (id, queues) = (device.id(), device.queue_sizes().len() as u16);
+        let header = Header {
+            vendor: VENDOR,
+            device: FIRST_DEVICE + id,
+            class: class(id),
+            revision: 1,
+            subsystem_vendor: VENDOR,
+            subsystem: 0x40 + id,
+            interrupt_pin: 1,
+            multifunction: false,
+        };
+        let mut config = ConfigSpace::new(&header);
+        config.add_bar(BAR.into(), BarKind::Memory64, BAR_SIZE)?;
+        let place = MsixPlace { bar: BAR, table: TABLE * BLOCK, pending: PENDING * BLOCK };
+        let msix = Msix::new(&mut config, queues.saturating_add(1), place, messages)?;
+        for (kind, block) in [(kind::COMMON, COMMON), (kind::ISR, ISR), (kind::DEVICE, DEVICE)] {
+            config.add_capability(CAPABILITY, &capability(kind, block, &[]), &[])?;
+        }
+        let stride = NOTIFY_STRIDE.to_le_bytes();
+        config.add_capability(CAPABILITY, &capability(kind::NOTIFY, NOTIFY, &stride), &[])?;
+        let mut writable = [0; 18];
+        writable[2] = 0xff;
+        writable[6..].fill(0xff);
+        let access = config.add_capability(CAPABILITY, &access_capability(), &writable)?.into();
+        let (config_vector, isr, queue_vectors) = (NO_VECTOR, 0, vec![NO_VECTOR; queues.into()]);
+        let signals = Signals { config, msix, config_vector, queue_vectors, isr, line };
+        let signals = Arc::new(Mutex::new(signals));
+        let core = Core::new(device, memory, signals.clone());
+        let bars = MappedBars::new(bus, device_name(id));
+        Ok(Arc::new_cyclic(|this| Mutex::new(Self { signals, bars, core, access, this: this.clone() })))
+    }
+
+    fn signals(&self) -> MutexGuard<'_, Signals> {
+        self.signals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reset of the machine: the window is nowhere, and nothing is negotiated.
+    fn power_up(&mut self) {
+        self.core.reset();
+        self.bars.unmap();
+        let mut signals = self.signals();
+        signals.config.reset();
+        signals.msix.reset();
+        signals.forget();
+    }
+
     /// All of the common configuration as it reads now.
     fn common(&self) -> [u8; common::SIZE] {
         let mut bytes = [0; common::SIZE];
+        let signals = self.signals();
         let mut put = |at: u64, value: u64, len: usize| {
             bytes[at as usize..at as usize + len].copy_from_slice(&value.to_le_bytes()[..len]);
         };
@@ -200,14 +222,15 @@ impl VirtioPci {
         put(common::DEVICE_FEATURE, self.core.device_features().into(), 4);
         put(common::DRIVER_FEATURE_SELECT, self.core.driver_features_select.into(), 4);
         put(common::DRIVER_FEATURE, self.core.driver_features().into(), 4);
-        put(common::CONFIG_MSIX_VECTOR, self.config_vector.into(), 2);
+        put(common::CONFIG_MSIX_VECTOR, signals.config_vector.into(), 2);
         put(common::NUM_QUEUES, self.core.queues().into(), 2);
-        put(common::DEVICE_STATUS, self.core.status.bits().into(), 1);
+        put(common::DEVICE_STATUS, self.core.status().bits().into(), 1);
+        put(common::CONFIG_GENERATION, self.core.config_generation().into(), 1);
         put(common::QUEUE_SELECT, self.core.queue_select.into(), 2);
         let index = self.core.queue_select;
         if let Some(slot) = self.core.slot() {
             put(common::QUEUE_SIZE, slot.config.size.into(), 2);
-            put(common::QUEUE_MSIX_VECTOR, self.queue_vectors[usize::from(index)].into(), 2);
+            put(common::QUEUE_MSIX_VECTOR, signals.queue_vectors[usize::from(index)].into(), 2);
             put(common::QUEUE_ENABLE, slot.is_enabled().into(), 2);
             put(common::QUEUE_NOTIFY_OFF, index.into(), 2);
             put(common::QUEUE_DESC, slot.config.descriptors, 8);
@@ -230,12 +253,16 @@ impl VirtioPci {
             (common::DEVICE_FEATURE_SELECT, 4) => self.core.device_features_select = value as u32,
             (common::DRIVER_FEATURE_SELECT, 4) => self.core.driver_features_select = value as u32,
             (common::DRIVER_FEATURE, 4) => self.core.set_driver_features(value as u32),
-            (common::CONFIG_MSIX_VECTOR, 2) => self.config_vector = self.vector(value),
+            (common::CONFIG_MSIX_VECTOR, 2) => {
+                let mut signals = self.signals();
+                signals.config_vector = signals.vector(value);
+            }
             (common::DEVICE_STATUS, 1) => self.write_status(value as u8),
             (common::QUEUE_SELECT, 2) => self.core.queue_select = value as u16,
             (common::QUEUE_MSIX_VECTOR, 2) => {
-                let (index, vector) = (usize::from(self.core.queue_select), self.vector(value));
-                if let Some(of_queue) = self.queue_vectors.get_mut(index) {
+                let mut signals = self.signals();
+                let (index, vector) = (usize::from(self.core.queue_select), signals.vector(value));
+                if let Some(of_queue) = signals.queue_vectors.get_mut(index) {
                     *of_queue = vector;
                 }
             }
@@ -262,27 +289,20 @@ impl VirtioPci {
         *address = *address & !(0xffff_ffff << shift) | u64::from(value) << shift;
     }
 
-    /// A vector as it can be, else none.
-    fn vector(&self, value: u64) -> u16 {
-        u16::try_from(value).ok().filter(|&vector| vector < self.msix.vectors()).unwrap_or(NO_VECTOR)
-    }
-
     fn write_status(&mut self, value: u8) {
-        let events = self.core.set_status(value);
+        self.core.set_status(value);
         if value == 0 {
-            self.forget_vectors();
+            self.signals().forget();
         }
-        events.into_iter().for_each(|event| self.tell(event));
     }
 
     fn notify(&mut self, offset: u64) {
         // Without this the function must not reach memory.
-        if !self.config.is_bus_master() {
+        if !self.signals().config.is_bus_master() {
             return;
         }
-        let Ok(index) = u16::try_from(offset / u64::from(NOTIFY_STRIDE)) else { return };
-        if let Some(event) = self.core.notified(index) {
-            self.tell(event);
+        if let Ok(index) = u16::try_from(offset / u64::from(NOTIFY_STRIDE)) {
+            self.core.notified(index);
         }
     }
 
@@ -299,13 +319,14 @@ impl VirtioPci {
             ISR => {
                 data.fill(0);
                 if within == 0 {
-                    data[0] = std::mem::take(&mut self.isr);
-                    self.update_line();
+                    let mut signals = self.signals();
+                    data[0] = std::mem::take(&mut signals.isr);
+                    signals.update_line();
                 }
             }
             DEVICE => self.core.read_config(within, data),
-            TABLE..PENDING => self.msix.read_table(offset - u64::from(TABLE * BLOCK), data),
-            PENDING => self.msix.read_pending(within, data),
+            TABLE..PENDING => self.signals().msix.read_table(offset - u64::from(TABLE * BLOCK), data),
+            PENDING => self.signals().msix.read_pending(within, data),
             _ => data.fill(0),
         }
     }
@@ -317,7 +338,8 @@ impl VirtioPci {
             DEVICE => self.core.write_config(within, data),
             NOTIFY => self.notify(within),
             TABLE..PENDING => {
-                self.msix.write_table(&self.config, offset - u64::from(TABLE * BLOCK), data);
+                let signals = &mut *self.signals();
+                signals.msix.write_table(&signals.config, offset - u64::from(TABLE * BLOCK), data);
             }
             _ => {}
         }
@@ -325,9 +347,9 @@ impl VirtioPci {
 
     /// Where an access through the configuration space goes in the window, and its length, where that is proper.
     fn access(&self) -> Option<(u64, usize)> {
-        let bar = self.config.read(self.access + ACCESS_BAR) as u8;
-        let offset = u64::from(self.config.read(self.access + ACCESS_OFFSET));
-        let len = self.config.read(self.access + ACCESS_LENGTH);
+        let word = |offset| self.signals().config.read(self.access + offset);
+        let (bar, offset) = (word(ACCESS_BAR) as u8, u64::from(word(ACCESS_OFFSET)));
+        let len = word(ACCESS_LENGTH);
         let proper = matches!(len, 1 | 2 | 4) && offset.is_multiple_of(len.into());
         (bar == BAR && proper && offset < BAR_SIZE).then_some((offset, len as usize))
     }
@@ -340,17 +362,6 @@ fn class(id: u16) -> u32 {
         2 => 0x01_0000,
         3 => 0x07_8000,
         _ => 0xff_0000,
-    }
-}
-
-/// The name in the ledger.
-fn name(id: u16) -> &'static str {
-    match id {
-        1 => "virtio-net",
-        2 => "virtio-blk",
-        3 => "virtio-console",
-        4 => "virtio-rng",
-        _ => "virtio",
     }
 }
 
@@ -379,7 +390,7 @@ impl PciFunction for VirtioPci {
             self.read_window(at, &mut data[..len]);
             return u32::from_le_bytes(data);
         }
-        self.config.read(offset)
+        self.signals().config.read(offset)
     }
 
     fn write_config(&mut self, offset: u16, write: ConfigWrite) {
@@ -389,13 +400,15 @@ impl PciFunction for VirtioPci {
             self.write_window(at, &write.value.to_le_bytes()[..len]);
             return;
         }
-        self.config.write(offset, write);
-        if let Some(this) = self.this.upgrade() {
+        let this = self.this.upgrade();
+        let signals = &mut *self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        signals.config.write(offset, write);
+        if let Some(this) = this {
             let registers: SharedDevice = this;
-            self.bars.update(&self.config, &registers);
+            self.bars.update(&signals.config, &registers);
         }
-        self.msix.send_unmasked(&self.config);
-        self.update_line();
+        signals.msix.send_unmasked(&signals.config);
+        signals.update_line();
     }
 }
 

@@ -129,7 +129,7 @@ fn a_driver_finds_the_device_by_its_ids_and_its_blocks_by_the_capabilities() {
     assert_eq!(kinds, expected);
     assert_eq!((machine.read(common::NUM_QUEUES, 2), machine.read(common::QUEUE_SIZE, 2)), (1, 64));
     machine.write(common::DEVICE_FEATURE_SELECT, 1, 4);
-    assert_eq!(machine.read(common::DEVICE_FEATURE, 4), features::OFFERED >> 32);
+    assert_eq!(machine.read(common::DEVICE_FEATURE, 4), (features::OFFERED | features::IN_ORDER) >> 32);
 }
 
 #[test]
