@@ -47,6 +47,7 @@ fn bench(options: &Options) -> anyhow::Result<()> {
     }
     let results = run_in_turn(&legs, options);
     println!("\n{}", report::table(&legs, &results));
+    println!("{}", report::shell(&results, &legs));
     println!("{}", report::ledger(&results, &legs));
     println!("{}", report::start(&results, &legs));
     println!("{}", report::NOTES);

@@ -156,6 +156,24 @@ pub fn ledger(results: &Results, legs: &[Leg]) -> String {
     )
 }
 
+/// How much sooner the shell is there than on the quickest of QEMU's machines.
+pub fn shell(results: &Results, legs: &[Leg]) -> String {
+    let shells = |wanted: fn(&Leg) -> bool| {
+        let times = legs.iter().enumerate().filter(move |(_, leg)| wanted(leg));
+        times.filter_map(|(at, leg)| Some((Medians::of(results.runs(at)).shell?, &leg.name)))
+    };
+    let ours = shells(|leg| leg.kind == Kind::Ringside).next();
+    let quickest = shells(|leg| leg.kind == Kind::Peer && leg.name.starts_with("qemu"))
+        .min_by(|(one, _), (other, _)| one.total_cmp(other));
+    match (ours, quickest) {
+        (Some((ours, _)), Some((time, name))) => format!(
+            "the shell is there after {:.0} % of the time of the quickest QEMU, {name} (goal: 50 % of QEMU's)",
+            ours / time * 100.0
+        ),
+        _ => "the time to the shell beside QEMU's: not measured".into(),
+    }
+}
+
 /// How soon the guest's first instruction runs.
 pub fn start(results: &Results, legs: &[Leg]) -> String {
     let times = legs.iter().enumerate().filter(|(_, leg)| leg.kind == Kind::Ringside);

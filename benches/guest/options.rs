@@ -18,8 +18,8 @@ pub struct Options {
     /// Only these workloads
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub only: Vec<String>,
-    /// Leave this side out: qemu
-    #[arg(long, value_name = "SIDE", value_delimiter = ',')]
+    /// Leave this out: the side qemu, the real programs, the run on two vCPUs
+    #[arg(long, value_name = "qemu|programs|pair", value_delimiter = ',')]
     pub without: Vec<String>,
     /// The guest, as `ringside guest list` names it
     #[arg(long, default_value = "debian")]
@@ -30,9 +30,9 @@ pub struct Options {
     /// Whether the software CPU translates
     #[arg(long, default_value = "on")]
     pub jit: String,
-    /// RAM of each machine, in MiB
-    #[arg(long, default_value_t = 512)]
-    pub memory: u32,
+    /// RAM of each machine, in MiB [default: 512, and more for the packages of the real programs]
+    #[arg(long)]
+    pub memory: Option<u64>,
     /// Seconds after which a side is given up
     #[arg(long, default_value_t = 900)]
     pub timeout: u64,
@@ -47,9 +47,9 @@ impl Options {
         Self::parse()
     }
 
-    /// Whether a side was not left out.
-    pub fn wants(&self, side: &str) -> bool {
-        !self.without.iter().any(|name| name == side)
+    /// Whether this was not left out.
+    pub fn wants(&self, part: &str) -> bool {
+        !self.without.iter().any(|name| name == part)
     }
 
     /// The most that one side may take.

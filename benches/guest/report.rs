@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use crate::side::{Measured, Results};
-use crate::workloads::{Class, Workload};
+use crate::workloads::{Class, THREADS, Workload};
 
 /// The best of several runs of everything, for each side.
 #[derive(Default)]
@@ -42,16 +42,17 @@ const CLASSES: &[(&str, Option<Class>)] = &[
     ("integer", Some(Class::Integer)),
     ("floats, vectors", Some(Class::Floats)),
     ("kernel", Some(Class::Kernel)),
+    ("programs", Some(Class::Programs)),
     ("all", None),
 ];
 
 /// Each workload's times, and the means.
 pub fn table(selected: &[&Workload], native: &Best, ringside: &Best, qemu: &Best) -> String {
     let mut text = format!(
-        "{:<10} {:>10} {:>10} {:>10} {:>9} {:>9}  unit\n",
+        "{:<12} {:>10} {:>10} {:>10} {:>9} {:>9}  unit\n",
         "workload", "native µs", "ringside", "qemu", "ringside", "qemu"
     );
-    let _ = writeln!(text, "{:<10} {:>10} {:>10} {:>10} {:>9} {:>9}", "", "", "", "", "/native", "/ringside");
+    let _ = writeln!(text, "{:<12} {:>10} {:>10} {:>10} {:>9} {:>9}", "", "", "", "", "/native", "/ringside");
     let time = |best: &Best, name| best.get(name).map(|measured| measured.processor);
     let mut ratios = Vec::new();
     for workload in selected {
@@ -67,7 +68,7 @@ pub fn table(selected: &[&Workload], native: &Best, ringside: &Best, qemu: &Best
         };
         let _ = writeln!(
             text,
-            "{:<10} {} {} {} {} {}  {}{wrong}",
+            "{:<12} {} {} {} {} {}  {}{wrong}",
             workload.name,
             micros(host),
             micros(ours),
@@ -83,10 +84,21 @@ pub fn table(selected: &[&Workload], native: &Best, ringside: &Best, qemu: &Best
         let slower = geometric_mean(of_class().filter_map(|row| row.1));
         let faster = geometric_mean(of_class().filter_map(|row| row.2));
         if slower.is_some() {
-            let _ = writeln!(text, "{name:<43} {} {}", times(slower), times(faster));
+            let _ = writeln!(text, "{name:<45} {} {}", times(slower), times(faster));
         }
     }
     text
+}
+
+/// What a second vCPU brings to two threads that have nothing to do with each other.
+pub fn pair(one: &Best, two: &Best) -> Option<String> {
+    let (one, two) = (one.get(THREADS)?, two.get(THREADS)?);
+    let ratio = |time: fn(&Measured) -> Duration| time(one).as_secs_f64() / time(two).as_secs_f64();
+    Some(format!(
+        "two vCPUs do {:.2} times the work of one in the same time, with {:.2} times its processor time for each unit\n",
+        ratio(|measured| measured.clock),
+        1.0 / ratio(|measured| measured.processor),
+    ))
 }
 
 fn ratio(of: Option<Duration>, to: Option<Duration>) -> Option<f64> {

@@ -13,6 +13,7 @@ use ringside::guest::{self, GuestFiles, initramfs};
 
 use crate::options::Options;
 use crate::processor_time;
+use crate::programs::{self, Programs};
 use crate::workloads::{self, Said, Workload};
 
 /// The `ringside` command that this benchmark was built with.
@@ -45,6 +46,10 @@ pub struct Inputs {
     pub guest: GuestFiles,
     /// The guest's initramfs with the program in it.
     pub initrd: PathBuf,
+    /// The real programs, where they are wanted.
+    programs: Option<Programs>,
+    /// RAM of each machine, in MiB.
+    memory: u64,
     folder: tempfile::TempDir,
 }
 
@@ -53,26 +58,37 @@ impl Inputs {
     ///
     /// # Errors
     /// Where the compiler or the guest cannot be had, or the temporary folder cannot be written.
-    pub fn prepare(options: &Options) -> anyhow::Result<Self> {
+    pub fn prepare(options: &Options, selected: &[&Workload]) -> anyhow::Result<Self> {
         let guest = guest::fetch(&options.guest, &mut *guest::to_stderr())?;
         let folder =
             tempfile::Builder::new().prefix("ringside-bench.").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let program = workloads::build(folder.path())?;
-        let mut bytes = fs::read(&guest.initrd).with_context(|| guest.initrd.display().to_string())?;
-        bytes.extend(initramfs::programs_overlay("bench", &[("workload", &fs::read(&program)?)])?);
+        let programs = match selected.iter().any(|workload| workload.is_program()) {
+            true => Some(Programs::prepare(&options.guest, &guest, folder.path())?),
+            false => None,
+        };
+        let base = programs.as_ref().map_or(&guest.initrd, |programs| &programs.initrd);
+        let mut bytes = fs::read(base).with_context(|| base.display().to_string())?;
+        let mut files = programs.as_ref().map_or(Ok(Vec::new()), Programs::files)?;
+        files.push(("workload", fs::read(&program)?));
+        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (*name, &bytes[..])).collect();
+        bytes.extend(initramfs::programs_overlay("bench", &files)?);
         let initrd = folder.path().join("initrd");
         fs::write(&initrd, bytes)?;
         let ringside = folder.path().join("ringside");
         let built = options.ringside.as_deref().unwrap_or(Path::new(RINGSIDE));
         fs::copy(built, &ringside).with_context(|| built.display().to_string())?;
-        Ok(Self { ringside, program, guest, initrd, folder })
+        let packages = programs.as_ref().map_or(0, |programs| programs.bytes >> 20);
+        let memory = options.memory.unwrap_or(512 + 3 * packages);
+        Ok(Self { ringside, program, guest, initrd, programs, memory, folder })
     }
 
-    /// Ringside with a shell command; more arguments may follow.
-    pub fn ringside(&self, options: &Options, script: &str) -> Command {
+    /// Ringside with so many vCPUs and a shell command.
+    pub fn ringside(&self, options: &Options, cpus: u32, script: &str) -> Command {
         let mut command = Command::new(&self.ringside);
         command.args(["run", "--engine", "soft", "--exits", "off", "--guest", &options.guest]);
-        command.args(["--jit", &options.jit, "--memory", &format!("{}M", options.memory)]);
+        command.args(["--jit", &options.jit, "--memory", &format!("{}M", self.memory)]);
+        command.args(["--cpus", &cpus.to_string()]);
         command.arg("--initrd").arg(&self.initrd).args(["--exec", script]);
         command
     }
@@ -81,7 +97,7 @@ impl Inputs {
     ///
     /// # Errors
     /// Where the folder cannot be written.
-    pub fn qemu(&self, options: &Options, script: &str) -> anyhow::Result<Option<Command>> {
+    pub fn qemu(&self, script: &str) -> anyhow::Result<Option<Command>> {
         if Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_err() {
             return Ok(None);
         }
@@ -91,18 +107,28 @@ impl Inputs {
         fs::write(&initrd, bytes)?;
         let mut command = Command::new(QEMU);
         command.args(["-accel", "tcg", "-cpu", "max", "-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-no-reboot", "-device", STATUS_PORT, "-m", &format!("{}M", options.memory)]);
+        command.args(["-no-reboot", "-device", STATUS_PORT, "-m", &format!("{}M", self.memory)]);
         // The script's output comes on the second serial line.
         command.args(["-serial", "null", "-serial", "stdio", "-append", &self.guest.cmdline]);
         command.arg("-kernel").arg(&self.guest.bzimage).arg("-initrd").arg(initrd);
         Ok(Some(command))
     }
-}
 
-/// The script that runs the workloads in a guest.
-pub fn script(selected: &[&Workload], options: &Options) -> String {
-    let names: Vec<_> = selected.iter().map(|workload| workload.name).collect();
-    format!("for name in {}; do /bench/workload {} $name; done", names.join(" "), options.seconds)
+    /// The script that runs the workloads in a guest.
+    ///
+    /// # Errors
+    /// Where the packages lack a workload's program.
+    pub fn script(&self, selected: &[&Workload], options: &Options) -> anyhow::Result<String> {
+        let mut script = "cd /bench\n".to_owned();
+        for (name, value) in programs::environment("") {
+            script.push_str(&format!("export {name}={value}\n"));
+        }
+        for workload in selected {
+            let words = self.programs.as_ref().map_or(Ok(String::new()), |all| all.in_guest(workload))?;
+            script.push_str(&format!("./workload {} {} {words}\n", options.seconds, workload.name));
+        }
+        Ok(script)
+    }
 }
 
 /// Runs the workloads on the host.
@@ -112,8 +138,14 @@ pub fn script(selected: &[&Workload], options: &Options) -> String {
 pub fn native(inputs: &Inputs, selected: &[&Workload], options: &Options) -> anyhow::Result<Results> {
     let mut results = Results::new();
     for workload in selected {
-        let mut command = Command::new(&inputs.program);
-        command.arg(options.seconds.to_string()).arg(workload.name);
+        let command = match &inputs.programs {
+            Some(programs) => programs.native(&inputs.program, workload, options.seconds)?,
+            None => {
+                let mut command = Command::new(&inputs.program);
+                command.arg(options.seconds.to_string()).arg(workload.name);
+                command
+            }
+        };
         results.extend(follow(command, true, options.timeout())?);
     }
     Ok(results)

@@ -17,9 +17,22 @@ pub enum Class {
     Kernel,
     /// Threads.
     Threads,
+    /// Real programs.
+    Programs,
 }
 
-/// A workload of the program.
+/// What does a workload's work.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// The workload program itself.
+    BuiltIn,
+    /// A run of a program of the packages: its path and its words. Its output is what it computes.
+    Program(&'static [&'static str]),
+    /// `openssl speed`, which counts its units itself.
+    Speed(&'static [&'static str]),
+}
+
+/// A workload.
 #[derive(Debug)]
 pub struct Workload {
     /// Its name.
@@ -28,10 +41,20 @@ pub struct Workload {
     pub class: Class,
     /// What one unit of it is.
     pub unit: &'static str,
+    /// What does it.
+    pub kind: Kind,
 }
 
 const fn workload(name: &'static str, class: Class, unit: &'static str) -> Workload {
-    Workload { name, class, unit }
+    Workload { name, class, unit, kind: Kind::BuiltIn }
+}
+
+const fn program(name: &'static str, unit: &'static str, words: &'static [&'static str]) -> Workload {
+    Workload { name, class: Class::Programs, unit, kind: Kind::Program(words) }
+}
+
+const fn speed(name: &'static str, unit: &'static str, words: &'static [&'static str]) -> Workload {
+    Workload { name, class: Class::Programs, unit, kind: Kind::Speed(words) }
 }
 
 /// All of them, in the order in which they run.
@@ -54,14 +77,55 @@ pub const WORKLOADS: &[Workload] = &[
     workload("faults", Class::Kernel, "1,024 fresh pages"),
     workload("exec", Class::Kernel, "3 forks and execs"),
     workload("tcp", Class::Kernel, "2 MiB over loopback"),
-    workload("threads", Class::Threads, "two threads, work of their own"),
+    workload(THREADS, Class::Threads, "two threads, work of their own"),
+    speed(
+        "ssl-sha256",
+        "openssl speed: 16 KiB",
+        &["bin/openssl", "speed", "-mr", "-seconds", "1", "-bytes", "16384", "-evp", "sha256"],
+    ),
+    speed(
+        "ssl-aes-gcm",
+        "openssl speed: 16 KiB",
+        &["bin/openssl", "speed", "-mr", "-seconds", "1", "-bytes", "16384", "-evp", "aes-128-gcm"],
+    ),
+    speed(
+        "ssl-md5-64",
+        "openssl speed: 64 bytes",
+        &["bin/openssl", "speed", "-mr", "-seconds", "1", "-bytes", "64", "-evp", "md5"],
+    ),
+    program("gzip", "a text of 1 MiB", &["bin/gzip", "-nc", "text"]),
+    program("gunzip", "to a text of 1 MiB", &["bin/gzip", "-dc", "text.gz"]),
+    program("xz", "a text of 1 MiB", &["bin/xz", "-3", "-c", "text"]),
+    program("unxz", "to a text of 1 MiB", &["bin/xz", "-dc", "text.xz"]),
+    program("python", "start and end", &["bin/python3", "-c", "pass"]),
+    program("python-work", "bench.py: dict, str, json, objects", &["bin/python3", "bench.py"]),
+    program(
+        "sqlite",
+        "bench.sql: 30,000 rows in and out",
+        &["bin/sqlite3", "-batch", "-init", "bench.sql", ":memory:"],
+    ),
+    program(
+        "gcc",
+        "cc1 -O2: 1,800 lines",
+        &["lib/gcc/x86_64-linux-gnu/*/cc1", "-O2", "-quiet", "-fpreprocessed", "-o", "-", "large.c"],
+    ),
 ];
+
+/// The workload of two threads, by which two vCPUs are compared with one.
+pub const THREADS: &str = "threads";
+
+impl Workload {
+    /// Whether it needs the packages.
+    pub fn is_program(&self) -> bool {
+        !matches!(self.kind, Kind::BuiltIn)
+    }
+}
 
 /// Those that are wanted.
 ///
 /// # Errors
 /// For a name that there is not.
-pub fn select(names: &[String]) -> anyhow::Result<Vec<&'static Workload>> {
+pub fn select(names: &[String], programs: bool) -> anyhow::Result<Vec<&'static Workload>> {
     for name in names {
         if !WORKLOADS.iter().any(|workload| workload.name == name) {
             let all: Vec<_> = WORKLOADS.iter().map(|workload| workload.name).collect();
@@ -69,7 +133,7 @@ pub fn select(names: &[String]) -> anyhow::Result<Vec<&'static Workload>> {
         }
     }
     let wanted = |workload: &&Workload| names.is_empty() || names.iter().any(|name| name == workload.name);
-    Ok(WORKLOADS.iter().filter(wanted).collect())
+    Ok(WORKLOADS.iter().filter(wanted).filter(|workload| programs || !workload.is_program()).collect())
 }
 
 /// Compiles the program into `folder`.
@@ -81,7 +145,7 @@ pub fn build(folder: &Path) -> anyhow::Result<PathBuf> {
     let program = folder.join("workload");
     let mut command = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
     command.args(["-O2", "-static", "-Wall", "-o"]).arg(&program);
-    for name in ["main.c", "integer.c", "floats.c", "kernel.c", "threads.c"] {
+    for name in ["main.c", "integer.c", "floats.c", "kernel.c", "threads.c", "program.c"] {
         command.arg(sources.join(name));
     }
     let output = command

@@ -1,4 +1,6 @@
 /* workload SECONDS NAME: repeats the unit of a workload for so many seconds of the clock.
+ * workload SECONDS NAME run PROGRAM WORD...: the unit is a run of that program.
+ * workload SECONDS NAME speed PROGRAM WORD...: the program is `openssl speed -mr`, and counts its units itself.
  *
  * It prints `begin NAME` after a first unit, and at the end `end NAME UNITS SECONDS PROCESSOR CHECKSUM`: the units since
  * then, the time on the clock, the processor time of the process and its children, and what each unit computed. Where
@@ -99,8 +101,29 @@ static int repeat(const struct workload *workload, double seconds)
     return 0;
 }
 
+/* One run, whose units nobody can compare: there are as many of them as there was time for. */
+static int measure_speed(const char *name)
+{
+    stay_on_one_processor();
+    printf("begin %s\n", name);
+    fflush(stdout);
+    double started = clock_seconds(), used = processor_seconds();
+    uint64_t units = count_of_speed();
+    printf("end %s %" PRIu64 " %.6f %.6f %016x\n", name, units, clock_seconds() - started, processor_seconds() - used, 0);
+    return 0;
+}
+
 int main(int count, char **words)
 {
+    if (count >= 5 && !strcmp(words[3], "run")) {
+        struct workload program = { words[2], run_program, 0, 0 };
+        program_words = words + 4;
+        return repeat(&program, atof(words[1]));
+    }
+    if (count >= 5 && !strcmp(words[3], "speed")) {
+        program_words = words + 4;
+        return measure_speed(words[2]);
+    }
     /* What the workload `exec` executes. */
     if (count == 2 && !strcmp(words[1], "nothing"))
         return 42;

@@ -6,7 +6,7 @@
 static void *count_steps(void *from)
 {
     uint64_t steps = 0, first = (uintptr_t)from;
-    for (uint64_t n = first; n < first + 10000; n++)
+    for (uint64_t n = first; n < first + 100000; n++)
         for (uint64_t value = n; value > 1; steps++)
             value = value & 1 ? 3 * value + 1 : value >> 1;
     return (void *)(uintptr_t)steps;

@@ -17,6 +17,11 @@ unit syscalls, ping_pong, forks, faults, execs, tcp;
 /* threads.c */
 unit threads;
 
+/* program.c: a run of the program that `program_words` name, whose output is what it computed; and a run of `openssl
+ * speed -mr`, which gives the units that it has counted. */
+unit run_program, count_of_speed;
+extern char **program_words;
+
 /* Whether the processor has AVX2 and FMA, and the kernel saves their registers. */
 int has_avx2(void);
 
