@@ -2,6 +2,8 @@
 
 mod cli;
 mod console;
+mod disk_command;
+mod disk_options;
 mod exit_status;
 mod guest_command;
 mod keys;
@@ -25,6 +27,7 @@ fn main() -> ExitCode {
         None => run::run(&cli.run, started),
         Some(Command::Run(args)) => run::run(args, started),
         Some(Command::Guest(command)) => guest_command::run(command),
+        Some(Command::Disk(command)) => disk_command::run(command),
     };
     terminal::restore();
     match done {

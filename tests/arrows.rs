@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ringside-kvm", &["ringside-x86", "ringside-engine", "ringside-exits", "ringside-guest-memory"]),
     ("ringside-emulator", &["ringside-x86", "ringside-engine", "ringside-exits", "ringside-guest-memory"]),
     ("ringside-devices", &["ringside-x86", "ringside-engine"]),
+    ("ringside-disk", &[]),
     ("ringside-virtio", &["ringside-devices", "ringside-guest-memory"]),
     (
         "ringside-vmm",
@@ -22,10 +23,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ringside-kvm",
             "ringside-emulator",
             "ringside-devices",
+            "ringside-disk",
             "ringside-virtio",
         ],
     ),
-    ("ringside", &["ringside-engine", "ringside-exits", "ringside-vmm"]),
+    ("ringside", &["ringside-disk", "ringside-engine", "ringside-exits", "ringside-vmm"]),
     ("ringside-isa-fuzz", &["ringside-x86", "ringside-engine", "ringside-guest-memory", "ringside-emulator"]),
     ("xtask", &["ringside-isa-fuzz"]),
 ];

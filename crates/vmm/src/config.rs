@@ -85,10 +85,8 @@ pub enum FwCfgSource {
 /// A disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
-    /// The image: its bytes are the disk's.
-    pub path: PathBuf,
-    /// Whether the guest can only read it.
-    pub read_only: bool,
+    /// The image, and how it is opened.
+    pub image: disk::Options,
     /// What the guest is told as its serial number; 20 bytes count.
     pub serial: String,
 }

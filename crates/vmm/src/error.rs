@@ -23,13 +23,8 @@ pub enum BuildError {
     #[error(transparent)]
     Firmware(#[from] FirmwareError),
     /// An image that cannot be a disk.
-    #[error("{} is no disk: {reason}", path.display())]
-    Disk {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
+    #[error("{} is no disk: {}", disk::Name(&.0.path), .0.reason)]
+    Disk(#[from] disk::Error),
     /// More devices than the bus has slots.
     #[error("{0} devices are too many: the PCI bus has 31 slots")]
     Slots(usize),

@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::bus::{Device, MachineBus};
@@ -12,14 +10,13 @@ use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
 use devices::pci::{Address, Ecam, MsiSink, PciBus};
 use engine::Space;
 use guest_memory::GuestMemory;
-use rustix::fs::{FlockOperation, flock};
-use virtio::block::{Block, Disk, SECTOR};
+use virtio::block::{Block, Disk};
 use virtio::memory::DmaMemory;
 use virtio::rng::Rng;
 use virtio::transport::pci::{Connections, VirtioPci};
 
 use crate::acpi_tables::pci_gsi;
-use crate::config::{DiskConfig, MachineConfig};
+use crate::config::MachineConfig;
 use crate::error::BuildError;
 use crate::layout;
 
@@ -34,8 +31,9 @@ pub const LAST_BUS: u8 = 0;
 /// [`BuildError::Disk`] for an image that cannot be a disk, [`BuildError::Output`] where the host has no random bytes.
 pub fn devices(config: &MachineConfig) -> Result<Vec<Box<dyn virtio::Device>>, BuildError> {
     let mut devices: Vec<Box<dyn virtio::Device>> = Vec::new();
-    for disk in &config.disks {
-        devices.push(Box::new(Block::new(Box::new(RawDisk::open(disk)?), &disk.serial)));
+    for config in &config.disks {
+        let image = Image(disk::open(&config.image)?);
+        devices.push(Box::new(Block::new(Box::new(image), &config.serial)));
     }
     if config.rng {
         const SOURCE: &str = "/dev/urandom";
@@ -105,115 +103,27 @@ pub fn attach(
     Ok(functions)
 }
 
-/// A disk whose bytes are a file's.
-#[derive(Debug)]
-struct RawDisk {
-    file: File,
-    len: u64,
-    read_only: bool,
-}
+/// An image as a block device has it.
+struct Image(Box<dyn disk::Disk>);
 
-impl RawDisk {
-    /// Opens an image, for itself alone where it may be written.
-    fn open(config: &DiskConfig) -> Result<Self, BuildError> {
-        let error = |reason: String| BuildError::Disk { path: config.path.clone(), reason };
-        let host = |source: io::Error| error(source.to_string());
-        let kind = std::fs::metadata(&config.path).map_err(host)?.file_type();
-        if !kind.is_file() {
-            let what = if kind.is_dir() { "a directory" } else { "a special file" };
-            return Err(error(format!("it is {what}, not a file")));
-        }
-        let read_only = config.read_only;
-        let file = File::options().read(true).write(!read_only).open(&config.path).map_err(host)?;
-        let (lock, users) = match read_only {
-            true => (FlockOperation::NonBlockingLockShared, "writes to it"),
-            false => (FlockOperation::NonBlockingLockExclusive, "uses it"),
-        };
-        flock(&file, lock).map_err(|_| error(format!("another process {users}")))?;
-        let len = file.metadata().map_err(host)?.len();
-        check_size(&config.path, len)?;
-        Ok(Self { file, len, read_only })
-    }
-}
-
-fn check_size(path: &Path, len: u64) -> Result<(), BuildError> {
-    let reason = match len {
-        0 => "it is empty".to_owned(),
-        len if len % SECTOR != 0 => format!("it has {len} bytes, no multiple of {SECTOR}"),
-        _ => return Ok(()),
-    };
-    Err(BuildError::Disk { path: path.to_owned(), reason })
-}
-
-impl Disk for RawDisk {
+impl Disk for Image {
     fn len(&self) -> u64 {
-        self.len
+        self.0.size()
     }
 
     fn is_read_only(&self) -> bool {
-        self.read_only
+        self.0.is_read_only()
     }
 
     fn read(&mut self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(data, offset)
+        self.0.read(offset, data)
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        self.0.write(offset, data)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.sync_data()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open(path: &Path, read_only: bool) -> Result<RawDisk, String> {
-        let config = DiskConfig { path: path.to_owned(), read_only, serial: String::new() };
-        RawDisk::open(&config).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_file_is_a_disk_and_what_is_written_is_in_it() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(2048).unwrap();
-        let mut disk = open(file.path(), false).unwrap();
-        disk.write(512, &[7; 512]).unwrap();
-        disk.flush().unwrap();
-        assert_eq!(std::fs::read(file.path()).unwrap()[512..1024], [7; 512]);
-        assert_eq!(disk.len(), 2048);
-        let mut read = [0; 2];
-        disk.read(1023, &mut read).unwrap();
-        assert_eq!(read, [7, 0]);
-    }
-
-    #[test]
-    fn a_disk_has_one_writer_or_several_readers() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(512).unwrap();
-        let writer = open(file.path(), false).unwrap();
-        for read_only in [false, true] {
-            let refused = open(file.path(), read_only).unwrap_err();
-            assert!(refused.contains("another process"), "{refused}");
-        }
-        drop(writer);
-        let (_one, _two) = (open(file.path(), true).unwrap(), open(file.path(), true).unwrap());
-        assert!(open(file.path(), false).is_err());
-    }
-
-    #[test]
-    fn what_is_no_disk_is_refused_with_the_reason() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        for (len, why) in [(0, "is empty"), (513, "no multiple of 512")] {
-            file.as_file().set_len(len).unwrap();
-            let refused = open(file.path(), true).unwrap_err();
-            assert!(refused.contains(why) && refused.contains(file.path().to_str().unwrap()), "{refused}");
-        }
-        assert!(open(Path::new("/"), true).unwrap_err().contains("a directory"));
-        assert!(open(Path::new("/dev/zero"), true).unwrap_err().contains("a special file"));
-        assert!(open(Path::new("/nonexistent"), true).unwrap_err().contains("No such file"));
+        self.0.flush()
     }
 }

@@ -1,0 +1,110 @@
+//! An open qcow2 image: `imago`'s, with its panics and the locking between discards and all else.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{PoisonError, RwLock};
+
+use imago::file::File;
+use imago::{FormatAccess, Mapping};
+
+use crate::{Direct, Disk, Extent, Geometry};
+
+/// A disk in a qcow2 image, with all of its backing files.
+#[derive(Debug)]
+pub(crate) struct Qcow2Disk {
+    /// Read-locked for what keeps mappings valid, write-locked for what does not.
+    image: RwLock<FormatAccess<File>>,
+    len: u64,
+    read_only: bool,
+    cluster_size: u32,
+}
+
+impl Qcow2Disk {
+    pub(crate) fn new(image: FormatAccess<File>, read_only: bool, cluster_size: u64) -> Self {
+        let len = image.size();
+        Self { image: RwLock::new(image), len, read_only, cluster_size: cluster_size as u32 }
+    }
+
+    /// Does something that keeps the clusters where they are.
+    fn shared<T>(&self, action: impl FnOnce(&FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
+        let image = self.image.read().unwrap_or_else(PoisonError::into_inner);
+        caught(|| action(&image))
+    }
+
+    /// Does something that moves clusters or frees them.
+    pub(crate) fn alone<T>(
+        &self,
+        action: impl FnOnce(&mut FormatAccess<File>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
+        caught(|| action(&mut image))
+    }
+}
+
+/// A panic in the library for an image whose tables contradict each other is an error like all others.
+pub(crate) fn caught<T>(action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(action))
+        .unwrap_or_else(|_| Err(io::Error::other("the image's tables contradict each other")))
+}
+
+impl Disk for Qcow2Disk {
+    fn size(&self) -> u64 {
+        self.len
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn direct(&self) -> Option<Direct<'_>> {
+        None
+    }
+
+    fn geometry(&self) -> Geometry {
+        Geometry { logical: 512, physical: 4096, granularity: self.cluster_size }
+    }
+
+    fn read(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.shared(|image| image.read(data, offset))
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.shared(|image| image.write(data, offset))
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.shared(|image| {
+            image.flush()?;
+            image.sync()
+        })
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        match self.alone(|image| image.discard_to_any(offset, len)) {
+            // A hint; version 2 cannot.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
+            done => done,
+        }
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        if unmap {
+            match self.alone(|image| image.discard_to_zero(offset, len)) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+                done => return done,
+            }
+        }
+        self.shared(|image| image.write_zeroes(offset, len))
+    }
+
+    fn extent(&self, offset: u64) -> io::Result<Extent> {
+        let (mapping, len) = self.shared(|image| {
+            let (mapping, len) = image.get_mapping(offset, self.len.saturating_sub(offset))?;
+            Ok((matches!(mapping, Mapping::Zero { .. }), len))
+        })?;
+        Ok(Extent { len, zeros: mapping })
+    }
+}
