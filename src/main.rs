@@ -1,5 +1,6 @@
 //! The `ringside` command: read the command line, build a machine, run it, tell how it ended.
 
+mod allocator;
 mod cli;
 mod console;
 mod disk_command;
@@ -20,6 +21,7 @@ use cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let started = Instant::now();
+    allocator::give_back_large_blocks();
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     logger::start(cli.verbose);
     terminal::restore_on_panic();

@@ -40,7 +40,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
         console::follow_stdin(&present, &input, terminal).context("cannot read standard input")?;
     }
     let summary = loop {
-        let machine = Machine::build(&config, lines(args, &input))?;
+        let machine = Machine::build(&config, lines(args, &input))?.counting_memory(args.stats);
         present.set(machine.controls());
         let raw =
             if terminal { RawMode::enter(io::stdin()).context("cannot set up the terminal")? } else { None };

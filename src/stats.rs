@@ -21,6 +21,10 @@ pub fn table(summary: &Summary, started: Instant) -> String {
             vcpu.counters.iter().map(|counter| (format!("  {}", counter.name), value(counter.value))),
         );
     }
+    if let Some(memory) = summary.memory {
+        rows.push(("memory: the guest's, as far as touched".to_owned(), size::display(memory.guest)));
+        rows.push(("memory beside it".to_owned(), size::display(memory.beside)));
+    }
     if let Some(bytes) = peak_memory() {
         rows.push(("peak memory".to_owned(), size::display(bytes)));
     }

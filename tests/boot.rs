@@ -236,3 +236,14 @@ fn a_start_with_the_guest_at_hand_begins_booting_within_a_third_of_a_second() {
         .unwrap_or_else(|| panic!("no such line in {text}"));
     assert!(seconds < 0.3, "{seconds} s");
 }
+
+#[test]
+fn a_booted_machine_takes_at_most_64_mib_of_the_hosts_memory_besides_its_ram() {
+    let text = stderr(&run_within(&mut machine(&["--stats", "--exec", "true"]), LIMIT));
+    let mib = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix(" MiB"));
+        line.and_then(|mib| mib.parse().ok()).unwrap_or_else(|| panic!("no {name:?} in {text}"))
+    };
+    let (guest, beside) = (mib("memory: the guest's, as far as touched"), mib("memory beside it"));
+    assert!((20.0..512.0).contains(&guest) && (1.0..64.0).contains(&beside), "{guest} {beside}");
+}

@@ -60,6 +60,8 @@ pub struct Details {
     pub first_instruction: Option<Duration>,
     /// VM exits that were counted.
     pub exits: Option<u64>,
+    /// MiB that the process has resident at the end, besides the guest's RAM.
+    pub own_memory: Option<f64>,
     /// From the process's start to the kernel's entry or its first words: what firmware, boot loader and
     /// unpacking take.
     pub before_kernel: Option<Duration>,

@@ -49,6 +49,7 @@ fn bench(options: &Options) -> anyhow::Result<()> {
     println!("\n{}", report::table(&legs, &results));
     println!("{}", report::shell(&results, &legs));
     println!("{}", report::ledger(&results, &legs));
+    println!("{}", report::memory(&results, &legs));
     println!("{}", report::start(&results, &legs));
     println!("{}", report::NOTES);
     Ok(())

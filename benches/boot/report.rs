@@ -174,6 +174,16 @@ pub fn shell(results: &Results, legs: &[Leg]) -> String {
     }
 }
 
+/// What Ringside takes of the host's memory besides the guest's RAM.
+pub fn memory(results: &Results, legs: &[Leg]) -> String {
+    let ours = legs.iter().enumerate().filter(|(_, leg)| leg.kind == Kind::Ringside);
+    let memory = ours.flat_map(|(at, _)| results.runs(at)).filter_map(|run| run.details.own_memory);
+    match median(memory) {
+        Some(mib) => format!("it has {mib:.0} MiB resident besides the guest's RAM (goal: at most 64 MiB)"),
+        None => "its memory besides the guest's RAM: not measured".into(),
+    }
+}
+
 /// How soon the guest's first instruction runs.
 pub fn start(results: &Results, legs: &[Leg]) -> String {
     let times = legs.iter().enumerate().filter(|(_, leg)| leg.kind == Kind::Ringside);

@@ -47,6 +47,7 @@ fn details(finished: &Finished) -> Details {
         instructions: (!instructions.is_empty()).then(|| instructions.iter().sum()),
         first_instruction: finished.errors.lines().find_map(first_instruction),
         exits: finished.errors.lines().find_map(exits),
+        own_memory: finished.errors.lines().find_map(own_memory),
         before_kernel: None,
     }
 }
@@ -69,4 +70,9 @@ fn first_instruction(line: &str) -> Option<Duration> {
 fn exits(line: &str) -> Option<u64> {
     let (count, _) = line.strip_prefix("VM exits: ")?.split_once(" in ")?;
     count.chars().filter(char::is_ascii_digit).collect::<String>().parse().ok()
+}
+
+/// `memory beside it   51.3 MiB`
+fn own_memory(line: &str) -> Option<f64> {
+    line.strip_prefix("memory beside it")?.trim().strip_suffix(" MiB")?.parse().ok()
 }

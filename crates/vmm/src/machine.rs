@@ -23,13 +23,14 @@ use crate::fw_cfg;
 use crate::input::Input;
 use crate::layout;
 use crate::ledger_bus::LedgerBus;
+use crate::memory_use::MemoryUse;
 use crate::outcome::{Ending, Outcome, StopReason};
 use crate::output::{Output, OutputThread};
 use crate::pci_devices;
 use crate::platform::{Platform, PlatformConfig, PowerButton};
 use crate::sleep::{self, Sleep};
 use crate::start;
-use crate::vcpu_thread::{Restart, Run, VcpuSummary, VcpuThread};
+use crate::vcpu_thread::{Ended, Restart, Run, VcpuSummary, VcpuThread};
 
 /// How long a vCPU may take to notice that the run has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -52,6 +53,8 @@ pub struct Machine {
     outputs: Vec<OutputThread>,
     inputs: Vec<Option<Input>>,
     engine: &'static str,
+    memory: GuestMemory,
+    counts_memory: bool,
 }
 
 /// What the world outside may do to a machine. Clones are for the same one.
@@ -79,6 +82,8 @@ pub struct Summary {
     pub vcpus: Vec<VcpuSummary>,
     /// The exits, where they were counted.
     pub exits: Option<Report>,
+    /// What the process took of the host's memory at the end, where that was asked for and the host tells.
+    pub memory: Option<MemoryUse>,
 }
 
 impl Machine {
@@ -140,7 +145,13 @@ impl Machine {
             ledger,
             tick_frequency: time.tsc_frequency(),
         };
-        Ok(Self { platform, timers, vcpus, run, controls, outputs, inputs, engine: engine.name() })
+        let (engine, counts_memory) = (engine.name(), false);
+        Ok(Self { platform, timers, vcpus, run, controls, outputs, inputs, engine, memory, counts_memory })
+    }
+
+    /// Whether its summary is to have what the process takes of the host's memory, which takes milliseconds.
+    pub fn counting_memory(self, counts_memory: bool) -> Self {
+        Self { counts_memory, ..self }
     }
 
     /// What the world outside may do to it.
@@ -166,7 +177,9 @@ impl Machine {
         let threads: Vec<_> = self.vcpus.into_iter().map_while(|vcpu| start(vcpu, &ending)).collect();
         let outcome = ending.wait();
         let elapsed = started.elapsed();
-        let vcpus = threads.into_iter().filter_map(join).collect();
+        let ended: Vec<Ended> = threads.into_iter().filter_map(join).collect();
+        let memory = if self.counts_memory { MemoryUse::now(&self.memory) } else { None };
+        let vcpus = ended.into_iter().map(|ended| ended.summary).collect();
         let exits = self.controls.exits();
         self.platform.virtio().stop();
         events.join();
@@ -182,7 +195,7 @@ impl Machine {
             output.finish(stopped);
         }
         let first_instruction = self.run.first_instruction.get().copied();
-        Ok(Summary { outcome, engine: self.engine, elapsed, first_instruction, vcpus, exits })
+        Ok(Summary { outcome, engine: self.engine, elapsed, first_instruction, vcpus, exits, memory })
     }
 }
 
@@ -254,7 +267,7 @@ fn connect(lines: Vec<SerialLine>, ending: &Ending) -> Result<Connected, BuildEr
     Ok((threads, sinks, inputs))
 }
 
-type VcpuHandle = (u32, JoinHandle<Option<VcpuSummary>>);
+type VcpuHandle = (u32, JoinHandle<Option<Ended>>);
 
 /// Starts a vCPU's thread; ends the run where the host gives none.
 fn start(vcpu: VcpuThread, ending: &Ending) -> Option<VcpuHandle> {
@@ -269,7 +282,7 @@ fn start(vcpu: VcpuThread, ending: &Ending) -> Option<VcpuHandle> {
 }
 
 /// Waits for a vCPU's thread; not for ever, so that a defect in an engine cannot keep the terminal.
-fn join((id, thread): VcpuHandle) -> Option<VcpuSummary> {
+fn join((id, thread): VcpuHandle) -> Option<Ended> {
     let limit = Instant::now() + STOP_WITHIN;
     while !thread.is_finished() {
         if Instant::now() > limit {

@@ -75,12 +75,20 @@ pub struct VcpuSummary {
     pub counters: Vec<Counter>,
 }
 
+/// A vCPU whose thread has ended.
+pub struct Ended {
+    /// What there is to say of it.
+    pub summary: VcpuSummary,
+    /// Itself: what it holds can still be counted.
+    pub vcpu: Box<dyn Vcpu>,
+}
+
 impl VcpuThread {
     /// Starts the thread. It ends with the run; its panic ends the run.
     ///
     /// # Errors
     /// The host's, where it gives no thread.
-    pub fn start(self) -> std::io::Result<JoinHandle<Option<VcpuSummary>>> {
+    pub fn start(self) -> std::io::Result<JoinHandle<Option<Ended>>> {
         let (id, run) = (self.id, self.run.clone());
         let body = move || catch_unwind(AssertUnwindSafe(|| self.live()));
         std::thread::Builder::new().name(format!("vcpu{id}")).spawn(move || {
@@ -94,7 +102,7 @@ impl VcpuThread {
         })
     }
 
-    fn live(mut self) -> VcpuSummary {
+    fn live(mut self) -> Ended {
         let mut idle = Duration::ZERO;
         let ending = self.run.ending.clone();
         ending.stops_vcpu(self.vcpu.kick());
@@ -123,12 +131,13 @@ impl VcpuThread {
         {
             log::info!("vCPU {} at the end:\n{}", self.id, crate::registers::table(&state));
         }
-        VcpuSummary {
+        let summary = VcpuSummary {
             id: self.id,
             instructions: self.vcpu.instructions(),
             idle,
             counters: self.vcpu.counters(),
-        }
+        };
+        Ended { summary, vcpu: self.vcpu }
     }
 
     /// The machine sleeps, until it has been started again; this vCPU is then as after power-up.
@@ -302,7 +311,7 @@ mod tests {
         let handle = thread.start().unwrap();
         std::thread::sleep(Duration::from_millis(5));
         run.ending.report(Outcome::Stopped(StopReason::Quit));
-        let summary = handle.join().unwrap().unwrap();
+        let summary = handle.join().unwrap().unwrap().summary;
         assert_eq!(summary.instructions, Some(42));
         assert!(run.first_instruction.get().is_some());
     }
@@ -318,7 +327,7 @@ mod tests {
         attention.raise(Signals::INTERRUPT);
         std::thread::sleep(Duration::from_millis(10));
         run.ending.report(Outcome::PowerOff);
-        let summary = handle.join().unwrap().unwrap();
+        let summary = handle.join().unwrap().unwrap().summary;
         assert!(summary.idle >= Duration::from_millis(25), "{:?}", summary.idle);
         assert!(summary.idle < Duration::from_millis(900), "{:?}", summary.idle);
         let report = exits::Report::new(&ledger, 1_000_000_000, &|_| None);
@@ -397,6 +406,6 @@ mod tests {
         thread.vcpu.set_state(&state).unwrap();
         let handle = thread.start().unwrap();
         assert!(matches!(run.ending.wait(), Outcome::HostError(message) if message.contains("vCPU 0")));
-        assert_eq!(handle.join().unwrap(), None);
+        assert!(handle.join().unwrap().is_none());
     }
 }
