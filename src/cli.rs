@@ -8,7 +8,9 @@ use clap::builder::ArgPredicate::IsPresent;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use vmm::config::{DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig};
+use vmm::config::{
+    DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig, VIRTIO_FEATURES,
+};
 
 use crate::disk_options::{self, DiskCommand};
 use crate::{exit_status, size};
@@ -202,6 +204,17 @@ pub struct RunArgs {
     /// is used). A comma in FILE is written twice.
     #[arg(long, value_name = "FILE,...", value_parser = disk_options::disk, help_heading = "Machine")]
     pub disk: Vec<DiskConfig>,
+    /// How virtio devices are reached
+    ///
+    /// With `mmio` they are in memory, and ACPI tells of them; where the kernel's command line has acpi=off, it is
+    /// given virtio_mmio.device= for each instead.
+    #[arg(long, value_enum, value_name = "pci|mmio", default_value = "pci", help_heading = "Machine")]
+    pub transport: Transport,
+    /// Offer virtio drivers less than there is, to find a driver's fault: packed=off,event-idx=off,indirect=off,
+    /// in-order=off,notification-data=off
+    #[arg(long, value_name = "NAME=on|off", value_delimiter = ',', value_parser = virtio_feature)]
+    #[arg(help_heading = "Machine")]
+    pub virtio_features: Vec<(u64, bool)>,
     /// Give the guest random bytes of the host through a virtio entropy device
     #[arg(long, help_heading = "Machine")]
     pub rng: bool,
@@ -254,6 +267,24 @@ pub enum Jit {
     Lockstep,
 }
 
+/// How virtio devices are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// On the PCI bus
+    Pci,
+    /// In memory
+    Mmio,
+}
+
+impl From<Transport> for vmm::config::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Pci => Self::Pci,
+            Transport::Mmio => Self::Mmio,
+        }
+    }
+}
+
 /// What runs the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
@@ -291,6 +322,11 @@ impl FromStr for ExitsFormat {
 }
 
 impl RunArgs {
+    /// The virtio features that are not to be offered: of each the last word counts.
+    pub fn withheld_features(&self) -> u64 {
+        self.virtio_features.iter().fold(0, |off, &(bit, on)| if on { off & !bit } else { off | bit })
+    }
+
     /// The `--exits` reports to make.
     ///
     /// # Errors
@@ -306,6 +342,20 @@ impl RunArgs {
             several => Ok(several.to_vec()),
         }
     }
+}
+
+fn virtio_feature(text: &str) -> Result<(u64, bool), String> {
+    let names = VIRTIO_FEATURES;
+    let (name, state) = text.split_once('=').unwrap_or((text, "on"));
+    let on = match state {
+        "on" => true,
+        "off" => false,
+        other => return Err(format!("{name} is on or off, not {other:?}")),
+    };
+    let found = names.iter().find(|(known, _)| *known == name);
+    found.map(|&(_, bit)| (bit, on)).ok_or_else(|| {
+        format!("{name:?} is no feature that can be left out: {}", names.map(|(name, _)| name).join(", "))
+    })
 }
 
 fn package_name(text: &str) -> Result<String, String> {
@@ -520,5 +570,15 @@ mod tests {
         assert!(
             help.contains("Exit status:") && help.contains("Ctrl-A x") && help.contains("triple-faulted")
         );
+    }
+
+    #[test]
+    fn virtio_features_are_left_out_by_name_and_the_last_word_counts() {
+        let off = |text: &str| parse(&["run", "--virtio-features", text]).unwrap().withheld_features();
+        assert_eq!(off("packed=off,event-idx=off"), 1 << 34 | 1 << 29);
+        assert_eq!(off("packed=off,packed=on,indirect"), 0);
+        assert!(refused(&["--virtio-features", "version-1=off"]).contains("packed, event-idx"));
+        assert!(refused(&["--virtio-features", "packed=no"]).contains("on or off"));
+        assert!(refused(&["--transport", "isa"]).contains("mmio"));
     }
 }

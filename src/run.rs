@@ -94,6 +94,8 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         },
         jit: translation(args.jit),
         boot,
+        transport: args.transport.into(),
+        virtio_withheld: args.withheld_features(),
         disks: args.disk.clone(),
         rng: args.rng,
         fw_cfg: args.fw_cfg.clone(),

@@ -95,3 +95,41 @@ fn the_ledger_names_the_devices_registers() {
     let table = stderr(&output);
     assert!(table.contains("virtio-blk NOTIFY (w)"), "{table}");
 }
+
+#[test]
+fn both_transports_and_rings_work_with_each_feature_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = disk(folder.path());
+    let option = format!("path={}", path.display());
+    let sum = Sha256::digest(pattern()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    // The bit that Linux shows as negotiated, from the left.
+    let bits = [("packed", 34), ("event-idx", 29), ("indirect", 28)];
+    let script = "sha256sum < /dev/vda; dd if=/dev/vda of=/tmp/copy bs=64k 2>/dev/null; \
+                  dd if=/tmp/copy of=/dev/vda bs=4k conv=fsync 2>/dev/null; head -c 5000 /dev/hwrng | wc -c; \
+                  cat /sys/block/vda/device/features; ls -l /sys/block/vda";
+    for transport in ["pci", "mmio"] {
+        for off in [&[][..], &["packed"], &["event-idx"], &["packed", "event-idx", "indirect"]] {
+            let features: Vec<_> = off.iter().map(|name| format!("{name}=off")).collect();
+            let mut arguments = vec!["--transport", transport, "--rng", "--disk", &option, "--cpus", "2"];
+            let features = features.join(",");
+            if !off.is_empty() {
+                arguments.extend(["--virtio-features", &features]);
+            }
+            let lines = lines(&debian(&arguments, script));
+            assert_eq!(lines[..2], [format!("{sum}  -"), "5000".into()], "{transport} {off:?}");
+            for (name, bit) in bits {
+                let on = lines[2].as_bytes()[bit] == b'1';
+                assert_eq!(on, !off.contains(&name), "{transport} {off:?}: {name} in {}", lines[2]);
+            }
+            assert_eq!(lines[3].contains("LNRO0005"), transport == "mmio", "{}", lines[3]);
+        }
+    }
+    assert!(std::fs::read(&path).unwrap() == pattern(), "the image changed");
+}
+
+#[test]
+fn a_kernel_without_acpi_is_told_of_devices_in_memory_by_its_command_line() {
+    let output = debian(&["--transport", "mmio", "--rng", "--cmdline", "acpi=off"], "cat /proc/cmdline");
+    let lines = lines(&output);
+    assert!(lines[0].ends_with(" virtio_mmio.device=0x200@0xfec10000:5"), "{lines:?}");
+}

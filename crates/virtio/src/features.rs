@@ -13,5 +13,14 @@ pub const IN_ORDER: u64 = 1 << 35;
 /// The driver's notifications tell how far its ring is filled.
 pub const NOTIFICATION_DATA: u64 = 1 << 38;
 
+/// The features of rings that can be withheld, with the names by which users know them.
+pub const OPTIONAL: [(&str, u64); 5] = [
+    ("packed", RING_PACKED),
+    ("event-idx", EVENT_IDX),
+    ("indirect", INDIRECT_DESC),
+    ("in-order", IN_ORDER),
+    ("notification-data", NOTIFICATION_DATA),
+];
+
 /// What every device here offers.
 pub const OFFERED: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED | NOTIFICATION_DATA;

@@ -292,7 +292,7 @@ impl Rig {
     pub fn new(device: Box<dyn Device>, size: u16, negotiated: u64) -> Self {
         let (raised, memory) = (Arc::new(Raised::default()), memory());
         let sizes: Vec<u16> = device.queue_sizes().iter().map(|&max| max.min(size)).collect();
-        let core = Core::new(device, memory.clone(), raised.clone());
+        let core = Core::new(device, memory.clone(), 0, raised.clone());
         let drivers = (0..).zip(sizes);
         let drivers = drivers.map(|(index, size)| Driver::of_queue(index, size, negotiated, memory.clone()));
         let mut rig = Self { core, raised, negotiated, drivers: drivers.collect(), memory };

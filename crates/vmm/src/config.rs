@@ -8,6 +8,7 @@ use devices::fw_cfg::MAX_NAME;
 use crate::boot::Protocol;
 use crate::layout::{self, LayoutError};
 pub use crate::layout::{MAX_MEMORY, MIN_MEMORY};
+pub use virtio::features::OPTIONAL as VIRTIO_FEATURES;
 
 /// The most vCPUs that a machine can have.
 pub const MAX_CPUS: u32 = 64;
@@ -30,6 +31,10 @@ pub struct MachineConfig {
     pub jit: Translation,
     /// What is booted.
     pub boot: Boot,
+    /// How virtio devices are reached.
+    pub transport: Transport,
+    /// Virtio features that are not offered although they could be: of [`VIRTIO_FEATURES`].
+    pub virtio_withheld: u64,
     /// Disks, in their order.
     pub disks: Vec<DiskConfig>,
     /// Whether the guest gets random bytes from the host.
@@ -80,6 +85,16 @@ pub enum FwCfgSource {
     File(PathBuf),
     /// These bytes, without a NUL.
     Text(String),
+}
+
+/// How virtio devices are reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// On the PCI bus.
+    #[default]
+    Pci,
+    /// In memory, told of by ACPI, or by the kernel's command line where that has `acpi=off`.
+    Mmio,
 }
 
 /// A disk.
@@ -213,11 +228,17 @@ impl MachineConfig {
     }
 }
 
+/// A machine for tests.
+#[cfg(test)]
+pub(crate) fn test_config(cmdline: &str) -> MachineConfig {
+    MachineConfig { boot: tests::kernel(cmdline), ..tests::config() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn kernel(cmdline: &str) -> Boot {
+    pub(super) fn kernel(cmdline: &str) -> Boot {
         Boot::Kernel(BootConfig {
             kernel: "vmlinuz".into(),
             initrd: None,
@@ -228,7 +249,7 @@ mod tests {
         })
     }
 
-    fn config() -> MachineConfig {
+    pub(super) fn config() -> MachineConfig {
         MachineConfig {
             memory: 64 << 20,
             cpus: 1,
@@ -236,6 +257,8 @@ mod tests {
             engine: EngineChoice::Soft,
             jit: Translation::On,
             boot: kernel(""),
+            transport: Transport::Pci,
+            virtio_withheld: 0,
             disks: Vec::new(),
             rng: false,
             fw_cfg: Vec::new(),

@@ -28,6 +28,14 @@ pub enum BuildError {
     /// More devices than the bus has slots.
     #[error("{0} devices are too many: the PCI bus has 31 slots")]
     Slots(usize),
+    /// More devices than there are places in memory or interrupts for.
+    #[error("{count} devices in memory are too many: this machine has places and interrupts for {most}")]
+    MmioSlots {
+        /// Devices.
+        count: usize,
+        /// The most.
+        most: usize,
+    },
     /// A PCI function that cannot be: a defect.
     #[error(transparent)]
     Pci(#[from] devices::pci::ConfigError),

@@ -9,7 +9,7 @@
 //! 0xc000_0000  32-bit PCI window
 //! 0xe000_0000  PCI configuration space (ECAM), reserved even where it is off
 //! 0xf000_0000  more of the 32-bit PCI window
-//! 0xfec0_0000  I/O APIC; 0xfed0_0000 HPET; 0xfee0_0000 local APIC
+//! 0xfec0_0000  I/O APIC; 0xfec1_0000 virtio devices in memory; 0xfed0_0000 HPET; 0xfee0_0000 local APIC
 //! 4 GiB        the rest of the RAM, then the 64-bit PCI window
 //! ```
 
@@ -45,6 +45,8 @@ pub const PCI_MMIO32: Range<u64> = 0xc000_0000..0xe000_0000;
 pub const PCI_MMIO32_HIGH: Range<u64> = 0xf000_0000..0xfec0_0000;
 /// The window of the PCI configuration space: 256 buses of 1 MiB.
 pub const PCI_ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
+/// The windows of virtio devices that are not on the PCI bus, a page each.
+pub const VIRTIO_MMIO: Range<u64> = 0xfec1_0000..0xfec5_0000;
 /// The HPET's registers.
 pub const HPET: u64 = 0xfed0_0000;
 /// Bytes in the 64-bit PCI window where the processor's address width leaves as much.

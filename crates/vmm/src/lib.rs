@@ -25,6 +25,7 @@ pub mod layout;
 pub mod ledger_bus;
 pub mod machine;
 mod memory_use;
+mod mmio_devices;
 pub mod outcome;
 pub mod output;
 mod pci_devices;

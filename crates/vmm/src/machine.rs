@@ -14,7 +14,7 @@ use engine::{Attention, HostTime, Space, TimeSource, VcpuState};
 use exits::{Detail, Ledger, Report};
 use guest_memory::GuestMemory;
 
-use crate::acpi_tables::{self, AcpiConfig, Ecam};
+use crate::acpi_tables::{self, AcpiConfig, Ecam, MmioSlot};
 use crate::config::{Boot, ConfigError, MachineConfig};
 use crate::engines::Engine;
 use crate::error::BuildError;
@@ -24,6 +24,7 @@ use crate::input::Input;
 use crate::layout;
 use crate::ledger_bus::LedgerBus;
 use crate::memory_use::MemoryUse;
+use crate::mmio_devices;
 use crate::outcome::{Ending, Outcome, StopReason};
 use crate::output::{Output, OutputThread};
 use crate::pci_devices;
@@ -95,12 +96,15 @@ impl Machine {
         config.check()?;
         layout::check_host(config.memory).map_err(ConfigError::Memory)?;
         let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
-        let (memory, boot_state) = start::load(config)?;
+        let virtio = pci_devices::devices(config)?;
+        let virtio_mmio = mmio_devices::slots(config, virtio.len())?;
+        let (memory, boot_state) =
+            start::load(config, &mmio_devices::kernel_arguments(config, &virtio_mmio))?;
         let debug_console = config.debug_console.as_deref().map(debug_console).transpose()?;
         let time: Arc<dyn TimeSource> = Arc::new(HostTime::start());
         let timers = Timers::new(time.clone());
         let engine = Arc::new(Engine::new(config, &memory, &timers, &attentions)?);
-        let acpi = describe(config, &engine, &memory)?;
+        let acpi = describe(config, &engine, &memory, &virtio_mmio)?;
         let fw_cfg = fw_cfg::contents(config, &memory, &acpi)?;
 
         let (ending, sleep) = (Ending::new(), Sleep::new(config.cpus));
@@ -111,7 +115,9 @@ impl Machine {
             cpus: config.cpus,
             fw_cfg: &fw_cfg,
             messages: engine.messages(),
-            pci_devices: pci_devices::devices(config)?,
+            virtio,
+            virtio_mmio: &virtio_mmio,
+            virtio_withheld: config.virtio_withheld,
             attribute_map: start::attribute_map(&memory, &engine, &attentions),
             debug_console,
             debug_exit: config.debug_exit,
@@ -237,11 +243,17 @@ fn restart(engine: &Arc<Engine>, bus: &Arc<MachineBus>, memory: &GuestMemory) ->
 
 /// What the ACPI tables tell. Writes them for a kernel; firmware has them from fw_cfg, and is not there any more to wake
 /// the machine from sleep.
-fn describe(config: &MachineConfig, engine: &Engine, memory: &GuestMemory) -> Result<AcpiConfig, BuildError> {
+fn describe(
+    config: &MachineConfig,
+    engine: &Engine,
+    memory: &GuestMemory,
+    virtio_mmio: &[MmioSlot],
+) -> Result<AcpiConfig, BuildError> {
     let by_kernel = matches!(config.boot, Boot::Kernel(_));
     let suspend = by_kernel && engine.can_sleep();
     let ecam = Ecam { base: layout::PCI_ECAM.start, last_bus: pci_devices::LAST_BUS };
-    let acpi = AcpiConfig { cpus: config.cpus, ecam: Some(ecam), pci_mmio64: None, suspend };
+    let virtio_mmio = virtio_mmio.to_vec();
+    let acpi = AcpiConfig { cpus: config.cpus, ecam: Some(ecam), pci_mmio64: None, virtio_mmio, suspend };
     if by_kernel {
         acpi_tables::build(&acpi)?.write(memory)?;
     }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use devices::bus::{Device, MachineBus};
+use devices::bus::{MachineBus, SharedDevice};
 use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
 use devices::pci::{Address, Ecam, MsiSink, PciBus};
 use engine::Space;
@@ -50,15 +50,21 @@ pub struct Wiring<'a> {
     pub memory: &'a GuestMemory,
     /// The interrupt controllers' input lines.
     pub irqs: Arc<dyn IrqSink>,
+    /// Virtio features that are not offered although they could be.
+    pub withheld: u64,
     /// Where interrupt messages go.
     pub messages: Arc<dyn MsiSink>,
 }
 
 /// The virtio devices on their bus.
 #[derive(Default)]
-pub struct VirtioDevices(Vec<Arc<Mutex<VirtioPci>>>);
+pub struct VirtioDevices(Vec<SharedDevice>);
 
 impl VirtioDevices {
+    pub(crate) fn add(&mut self, device: SharedDevice) {
+        self.0.push(device);
+    }
+
     /// The machine ends: comes back when none of them does anything for the guest any more.
     pub fn stop(&self) {
         for device in &self.0 {
@@ -93,11 +99,12 @@ pub fn attach(
         let connections = Connections {
             bus: bus.clone(),
             memory: DmaMemory::new(wiring.memory.clone()),
+            withheld: wiring.withheld,
             messages: wiring.messages.clone(),
             line: line.input(),
         };
         let function = VirtioPci::new(device, connections)?;
-        functions.0.push(function.clone());
+        functions.add(function.clone());
         pci.insert(Address::on_bus_0(slot, 0), function);
     }
     Ok(functions)

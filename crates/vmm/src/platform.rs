@@ -21,10 +21,12 @@ use devices::testdev::{self, TestDevice};
 use engine::Space;
 use guest_memory::GuestMemory;
 
+use crate::acpi_tables::MmioSlot;
 use crate::error::BuildError;
 use crate::fw_cfg;
 use crate::input::{Input, Port};
 use crate::layout;
+use crate::mmio_devices;
 use crate::outcome::Ending;
 use crate::output::Output;
 use crate::pci_devices::{self, VirtioDevices, Wiring};
@@ -53,8 +55,12 @@ pub struct PlatformConfig<'a> {
     pub attribute_map: Option<PamEffect>,
     /// Where interrupt messages go.
     pub messages: Arc<dyn MsiSink>,
-    /// What is on the PCI bus besides the host bridge.
-    pub pci_devices: Vec<Box<dyn virtio::Device>>,
+    /// The virtio devices.
+    pub virtio: Vec<Box<dyn virtio::Device>>,
+    /// Where they are in memory; none of them where they are on the PCI bus.
+    pub virtio_mmio: &'a [MmioSlot],
+    /// Virtio features that are not offered although they could be.
+    pub virtio_withheld: u64,
     /// The console that firmware writes its messages to.
     pub debug_console: Option<DebugConsole>,
     /// The port whose value ends the run.
@@ -116,8 +122,13 @@ impl Platform {
         let bridge = config.attribute_map.map_or_else(HostBridge::new, HostBridge::with_pam);
         let pci = PciBus::with(bridge);
         add_pci_and_resets(&bus, pci.clone(), &requests)?;
-        let wiring = Wiring { memory: config.memory, irqs: config.irqs.clone(), messages: config.messages };
-        let virtio = pci_devices::attach(&bus, &pci, &wiring, config.pci_devices)?;
+        let wiring = Wiring {
+            memory: config.memory,
+            irqs: config.irqs.clone(),
+            withheld: config.virtio_withheld,
+            messages: config.messages,
+        };
+        let virtio = add_virtio(&bus, &pci, &wiring, config.virtio_mmio, config.virtio)?;
         let fw_cfg = fw_cfg::device(config.fw_cfg, config.memory);
         bus.insert(Space::Port, devices::fw_cfg::BASE, devices::fw_cfg::PORTS, "fw-cfg", shared(fw_cfg))?;
         if let Some(console) = config.debug_console {
@@ -223,6 +234,21 @@ fn add_pci_and_resets(
     bus.insert(Space::Port, reset::SYSTEM_CONTROL_A_PORT, 1, "system-control", system_control)
 }
 
+/// The PCI bus with its configuration space in memory, and the virtio devices there or in memory.
+fn add_virtio(
+    bus: &Arc<MachineBus>,
+    pci: &Arc<PciBus>,
+    wiring: &Wiring<'_>,
+    mmio: &[MmioSlot],
+    devices: Vec<Box<dyn virtio::Device>>,
+) -> Result<VirtioDevices, BuildError> {
+    if mmio.is_empty() {
+        return pci_devices::attach(bus, pci, wiring, devices);
+    }
+    pci_devices::attach(bus, pci, wiring, Vec::new())?;
+    mmio_devices::attach(bus, wiring, mmio, devices)
+}
+
 /// The device for suites of unit tests, with all of the I/O APIC's lines.
 fn add_test_device(bus: &MachineBus, irqs: &Arc<dyn IrqSink>) -> Result<(), BusError> {
     let lines = (0..testdev::LINES as u32).map(|number| IrqLine::new(irqs.clone(), number)).collect();
@@ -257,7 +283,9 @@ mod tests {
             fw_cfg: &FwCfgConfig::default(),
             attribute_map: None,
             messages: devices::pci::RecordedMessages::new(),
-            pci_devices: Vec::new(),
+            virtio: Vec::new(),
+            virtio_mmio: &[],
+            virtio_withheld: 0,
             debug_console: None,
             debug_exit,
             testdev: true,

@@ -15,16 +15,17 @@ use crate::engines::Engine;
 use crate::error::BuildError;
 use crate::layout;
 
-/// Maps the memory and brings the guest into it; gives it and the boot processor's state.
+/// Maps the memory and brings the guest into it, a kernel with `arguments` behind its command line; gives the memory and
+/// the boot processor's state.
 ///
 /// # Errors
 /// [`BuildError`] for files that cannot be booted, and where the host gives no memory.
-pub fn load(config: &MachineConfig) -> Result<(GuestMemory, VcpuState), BuildError> {
+pub fn load(config: &MachineConfig, arguments: &str) -> Result<(GuestMemory, VcpuState), BuildError> {
     let regions = layout::regions(config.memory).map_err(ConfigError::Memory)?;
     match &config.boot {
         Boot::Kernel(boot) => {
             let memory = GuestMemory::new(&regions)?;
-            let state = load_kernel(boot, &memory)?;
+            let state = load_kernel(boot, arguments, &memory)?;
             Ok((memory, state))
         }
         Boot::Firmware(boot) => {
@@ -37,7 +38,7 @@ pub fn load(config: &MachineConfig) -> Result<(GuestMemory, VcpuState), BuildErr
     }
 }
 
-fn load_kernel(boot: &BootConfig, memory: &GuestMemory) -> Result<VcpuState, BuildError> {
+fn load_kernel(boot: &BootConfig, arguments: &str, memory: &GuestMemory) -> Result<VcpuState, BuildError> {
     let kernel = boot::read_file(&boot.kernel, memory.len())?;
     let mut initrd = Vec::new();
     if let Some(path) = &boot.initrd {
@@ -61,7 +62,7 @@ fn load_kernel(boot: &BootConfig, memory: &GuestMemory) -> Result<VcpuState, Bui
         initrd: (!initrd.is_empty()).then_some(&initrd[..]),
         initrd_name: &initrd_name,
         modules: &modules,
-        cmdline: &boot.cmdline,
+        cmdline: &format!("{}{arguments}", boot.cmdline),
         protocol: boot.protocol,
         seed: seed(),
     };

@@ -62,6 +62,8 @@ pub(crate) struct QueueSlot {
 pub(crate) struct Core {
     device: Box<dyn Device>,
     memory: DmaMemory,
+    /// Features that are not offered although they could be.
+    withheld: u64,
     link: Arc<Link>,
     /// What the driver accepts.
     accepted: u64,
@@ -73,12 +75,18 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(device: Box<dyn Device>, memory: DmaMemory, interrupts: Arc<dyn Interrupts>) -> Self {
+    pub(crate) fn new(
+        device: Box<dyn Device>,
+        memory: DmaMemory,
+        withheld: u64,
+        interrupts: Arc<dyn Interrupts>,
+    ) -> Self {
         let slots = device.queue_sizes().iter().map(|&max| QueueSlot::new(max)).collect();
         let link = Link::new(device.id(), interrupts);
         Self {
             device,
             memory,
+            withheld,
             link,
             accepted: 0,
             device_features_select: 0,
@@ -106,7 +114,7 @@ impl Core {
     }
 
     fn offered(&self) -> u64 {
-        self.device.features() | features::OFFERED
+        (self.device.features() | features::OFFERED) & !self.withheld
     }
 
     /// The half of the offered features that the driver selected.
@@ -159,6 +167,14 @@ impl Core {
         match made {
             Ok(queue) => slot.queue = Some(QueueHandle::new(self.queue_select, queue, self.link.clone())),
             Err(error) => self.link.fail(self.queue_select, &format_args!("the driver gave {error}")),
+        }
+    }
+
+    /// The driver takes the selected queue away.
+    pub(crate) fn disable_queue(&mut self) {
+        let slot = self.slots.get_mut(usize::from(self.queue_select));
+        if let Some(queue) = slot.and_then(|slot| slot.queue.take()) {
+            queue.close();
         }
     }
 

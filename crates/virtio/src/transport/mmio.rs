@@ -19,6 +19,8 @@ const VENDOR: u32 = u32::from_le_bytes(*b"RING");
 
 /// The registers, of 32 bits each.
 mod register {
+    use std::ops::RangeInclusive;
+
     pub(super) const MAGIC_VALUE: u64 = 0x000;
     pub(super) const VERSION: u64 = 0x004;
     pub(super) const DEVICE_ID: u64 = 0x008;
@@ -38,6 +40,8 @@ mod register {
     pub(super) const QUEUE_DESC: u64 = 0x080;
     pub(super) const QUEUE_DRIVER: u64 = 0x090;
     pub(super) const QUEUE_DEVICE: u64 = 0x0a0;
+    /// Regions of shared memory, of which there are none: their lengths and addresses are all ones.
+    pub(super) const SHARED_MEMORY: RangeInclusive<u64> = 0x0b0..=0x0bc;
     pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
     /// The device's own, of any width.
     pub(super) const CONFIG: u64 = 0x100;
@@ -82,9 +86,11 @@ pub struct VirtioMmio {
 
 impl VirtioMmio {
     /// A window with `device` behind it, whose interrupt is `line`: level-triggered.
-    pub fn new(device: Box<dyn Device>, memory: DmaMemory, line: IrqLine) -> Self {
+    ///
+    /// Features of `withheld` are not offered although they could be.
+    pub fn new(device: Box<dyn Device>, memory: DmaMemory, withheld: u64, line: IrqLine) -> Self {
         let pending = Arc::new(Pending { bits: Mutex::new(0), line });
-        Self { core: Core::new(device, memory, pending.clone()), pending }
+        Self { core: Core::new(device, memory, withheld, pending.clone()), pending }
     }
 
     fn read_register(&self, offset: u64) -> u32 {
@@ -99,6 +105,7 @@ impl VirtioMmio {
             register::QUEUE_READY => slot.is_some_and(|slot| slot.is_enabled()).into(),
             register::INTERRUPT_STATUS => self.pending.bits(),
             register::STATUS => self.core.status().bits().into(),
+            at if register::SHARED_MEMORY.contains(&at) => u32::MAX,
             register::CONFIG_GENERATION => self.core.config_generation(),
             _ => 0,
         }
@@ -116,6 +123,7 @@ impl VirtioMmio {
                 }
             }
             register::QUEUE_READY if value == 1 => self.core.enable_queue(),
+            register::QUEUE_READY if value == 0 => self.core.disable_queue(),
             // With NOTIFICATION_DATA the upper half tells more; the queue's number is the lower half.
             register::QUEUE_NOTIFY => self.core.notified(value as u16),
             register::INTERRUPT_ACK => self.pending.change(|bits| bits & !value),
@@ -199,7 +207,7 @@ mod tests {
         fn new(negotiated: u64) -> Self {
             let (driver, lines) = (Driver::new(16, negotiated), RecordedLines::new());
             let source = Box::new(std::io::repeat(0x5a));
-            let device = VirtioMmio::new(Box::new(Rng::new(source)), driver.memory.clone(), lines.line(5));
+            let device = VirtioMmio::new(Box::new(Rng::new(source)), driver.memory.clone(), 0, lines.line(5));
             Self { device, driver, lines }
         }
 
@@ -275,6 +283,23 @@ mod tests {
         machine.driver.restart();
         assert_eq!(machine.start(features::VERSION_1), 0xf);
         assert!(!machine.lines.level(5));
+    }
+
+    #[test]
+    fn a_queue_that_the_driver_takes_away_is_not_worked_on() {
+        let mut machine = Machine::new(0);
+        machine.start(features::VERSION_1);
+        machine.write(register::QUEUE_READY, 0);
+        assert_eq!(machine.read(register::QUEUE_READY), 0);
+        machine.driver.send(&[(BUFFERS, 3, true)], false);
+        machine.write(register::QUEUE_NOTIFY, 0);
+        assert_eq!(machine.driver.used(), None);
+    }
+
+    #[test]
+    fn there_is_no_shared_memory() {
+        let mut machine = Machine::new(0);
+        assert_eq!((machine.read(0xb0), machine.read(0xb4)), (u32::MAX, u32::MAX));
     }
 
     #[test]

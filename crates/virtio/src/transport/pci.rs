@@ -89,6 +89,8 @@ pub struct Connections {
     pub bus: Arc<MachineBus>,
     /// The guest's RAM.
     pub memory: DmaMemory,
+    /// Features that are not offered although they could be.
+    pub withheld: u64,
     /// Where its interrupt messages go.
     pub messages: Arc<dyn MsiSink>,
     /// Its INTx line.
@@ -164,7 +166,7 @@ impl VirtioPci {
     /// # Errors
     /// [`ConfigError`] for a device of more queues than there are vectors.
     pub fn new(device: Box<dyn Device>, connections: Connections) -> Result<Arc<Mutex<Self>>, ConfigError> {
-        let Connections { bus, memory, messages, line } = connections;
+        let Connections { bus, memory, withheld, messages, line } = connections;
         let (id, queues) = (device.id(), device.queue_sizes().len() as u16);
         let header = Header {
             vendor: VENDOR,
@@ -192,7 +194,7 @@ impl VirtioPci {
         let (config_vector, isr, queue_vectors) = (NO_VECTOR, 0, vec![NO_VECTOR; queues.into()]);
         let signals = Signals { config, msix, config_vector, queue_vectors, isr, line };
         let signals = Arc::new(Mutex::new(signals));
-        let core = Core::new(device, memory, signals.clone());
+        let core = Core::new(device, memory, withheld, signals.clone());
         let bars = MappedBars::new(bus, device_name(id));
         Ok(Arc::new_cyclic(|this| Mutex::new(Self { signals, bars, core, access, this: this.clone() })))
     }

@@ -4,14 +4,14 @@
 use std::ops::Range;
 
 use ::acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package,
     PackageBuilder, Path, ResourceTemplate, Scope, ZERO,
 };
 use ::acpi_tables::{Aml, sdt::Sdt};
 
 use devices::{acpi_pm, cmos, hpet, i8042, pit, serial};
 
-use super::{AcpiConfig, Ecam, OEM, OEM_REVISION, OEM_TABLE, pci_gsi};
+use super::{AcpiConfig, Ecam, MmioSlot, OEM, OEM_REVISION, OEM_TABLE, pci_gsi};
 use crate::layout;
 
 /// From this revision on integers have 64 bits.
@@ -30,6 +30,9 @@ pub(super) fn table(config: &AcpiConfig) -> Vec<u8> {
     scope(&motherboard(config.ecam), &mut aml);
     for device in legacy_devices() {
         scope(&device, &mut aml);
+    }
+    for (number, slot) in (0u8..).zip(&config.virtio_mmio) {
+        scope(&virtio_mmio(number, *slot), &mut aml);
     }
     sleep_state("_S5_", acpi_pm::SLP_TYP_S5, &mut aml);
     if config.suspend {
@@ -144,6 +147,21 @@ fn motherboard(ecam: Option<Ecam>) -> Raw {
     let mut descriptors: Vec<&dyn Aml> = vec![&pm, &smi];
     descriptors.extend(window.as_ref().map(|window| window as &dyn Aml));
     device("MBRD", &[&hardware_id("PNP0C02"), &Name::new("_UID".into(), &ZERO), &resources(&descriptors)])
+}
+
+/// A virtio device in memory: the id is the one that its drivers know.
+fn virtio_mmio(number: u8, slot: MmioSlot) -> Raw {
+    let window = Memory32Fixed::new(true, slot.base as u32, virtio::transport::mmio::WINDOW as u32);
+    let interrupt = Interrupt::new(true, false, false, true, slot.gsi);
+    device(
+        &format!("VR{number:02X}"),
+        &[
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &number),
+            &Name::new("_CCA".into(), &ONE),
+            &resources(&[&window, &interrupt]),
+        ],
+    )
 }
 
 /// A PC's own devices: serial ports, keyboard, mouse, clock, timers.

@@ -38,8 +38,19 @@ pub struct AcpiConfig {
     pub ecam: Option<Ecam>,
     /// The window for 64-bit PCI memory.
     pub pci_mmio64: Option<Range<u64>>,
+    /// Virtio devices in memory.
+    pub virtio_mmio: Vec<MmioSlot>,
     /// Whether the machine can sleep with its memory kept (S3).
     pub suspend: bool,
+}
+
+/// A virtio device in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioSlot {
+    /// Guest-physical address of its window.
+    pub base: u64,
+    /// Its global system interrupt, level-triggered.
+    pub gsi: u32,
 }
 
 /// A memory-mapped PCI configuration space that starts with bus 0.

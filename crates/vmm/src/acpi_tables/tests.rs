@@ -164,3 +164,16 @@ fn pins_of_neighbouring_slots_get_different_interrupts() {
     assert_eq!([0, 1, 2, 3].map(|pin| pci_gsi(0, pin)), [16, 17, 18, 19]);
     assert_eq!([0, 1, 2, 3].map(|pin| pci_gsi(31, pin)), [23, 16, 17, 18]);
 }
+
+#[test]
+fn devices_in_memory_are_told_of_by_the_id_that_their_drivers_know() {
+    let virtio_mmio = vec![MmioSlot { base: 0xfec1_0000, gsi: 16 }, MmioSlot { base: 0xfec1_1000, gsi: 17 }];
+    let dsdt = dsdt::table(&AcpiConfig { virtio_mmio, ..config(1) });
+    assert_eq!(dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count(), 2);
+    // A fixed range of memory that may be written, of 0x200 bytes.
+    let window = [0x86, 9, 0, 1, 0, 0x10, 0xc1, 0xfe, 0, 2, 0, 0];
+    assert_eq!(dsdt.windows(window.len()).filter(|bytes| *bytes == window).count(), 1);
+    // A level-triggered, active high, shared interrupt.
+    let interrupt = [0x89, 6, 0, 0b1001, 1, 17, 0, 0, 0];
+    assert_eq!(dsdt.windows(interrupt.len()).filter(|bytes| *bytes == interrupt).count(), 1);
+}

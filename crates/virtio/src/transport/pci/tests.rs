@@ -43,6 +43,7 @@ impl Machine {
         let connections = Connections {
             bus: bus.clone(),
             memory: driver.memory.clone(),
+            withheld: 0,
             messages: messages.clone(),
             line: lines.line(LINE),
         };
