@@ -201,7 +201,7 @@ pub struct RunArgs {
     /// May be given more than once. It is a virtio block device on the PCI bus. The options:
     /// format=raw|qcow2 (found out where it is not told), readonly=on|off, serial=TEXT (at most 20 bytes),
     /// snapshot=on|off (what is written is forgotten at the end), cache=writeback|direct (whether the host's page cache
-    /// is used). A comma in FILE is written twice.
+    /// is used), iops=N and bps=SIZE (at most so many requests, so many bytes a second). A comma in FILE is written twice.
     #[arg(long, value_name = "FILE,...", value_parser = disk_options::disk, help_heading = "Machine")]
     pub disk: Vec<DiskConfig>,
     /// How virtio devices are reached

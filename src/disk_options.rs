@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use disk::{Cache, Format};
-use vmm::config::DiskConfig;
+use vmm::config::{DiskConfig, Limits};
 
 use crate::size;
 
@@ -163,7 +163,7 @@ fn split(text: &str) -> Vec<String> {
 /// Reads the value of `--disk`.
 pub fn disk(text: &str) -> Result<DiskConfig, String> {
     let mut image = disk::Options::new("");
-    let mut serial = String::new();
+    let (mut serial, mut limits) = (String::new(), Limits::default());
     for (index, option) in split(text).iter().enumerate() {
         match option.split_once('=') {
             Some(("path", path)) => image.path = path.into(),
@@ -180,10 +180,13 @@ pub fn disk(text: &str) -> Result<DiskConfig, String> {
             Some(("cache", "writeback")) => image.cache = Cache::Writeback,
             Some(("cache", "direct")) => image.cache = Cache::Direct,
             Some(("cache", _)) => return Err("cache is writeback or direct".into()),
+            Some(("iops", value)) => limits.iops = Some(rate("iops", value)?),
+            Some(("bps", value)) => limits.bps = Some(rate("bps", value)?),
             _ if index == 0 && !option.is_empty() => image.path = option.into(),
             _ => {
                 return Err(format!(
-                    "{option:?} is no option of a disk: format=, readonly=, snapshot=, serial=, cache="
+                    "{option:?} is no option of a disk: format=, readonly=, snapshot=, serial=, cache=, \
+                     iops=, bps="
                 ));
             }
         }
@@ -194,7 +197,15 @@ pub fn disk(text: &str) -> Result<DiskConfig, String> {
     if image.read_only && image.snapshot {
         return Err("a disk that is read-only needs no snapshot".into());
     }
-    Ok(DiskConfig { image, serial })
+    Ok(DiskConfig { image, serial, limits })
+}
+
+/// Something a second.
+fn rate(name: &str, value: &str) -> Result<u64, String> {
+    match size::parse(value)? {
+        0 => Err(format!("{name}=0 lets nothing happen: leave it out for no limit")),
+        rate => Ok(rate),
+    }
 }
 
 fn switch(name: &str, value: &str) -> Result<bool, String> {
@@ -211,7 +222,11 @@ mod tests {
 
     #[test]
     fn disks_have_a_file_and_options() {
-        let plain = |path: &str| DiskConfig { image: disk::Options::new(path), serial: String::new() };
+        let plain = |path: &str| DiskConfig {
+            image: disk::Options::new(path),
+            serial: String::new(),
+            limits: Limits::default(),
+        };
         assert_eq!(disk("a.img"), Ok(plain("a.img")));
         assert_eq!(disk("path=a=b.img"), Ok(plain("a=b.img")));
         assert_eq!(disk("a,,b,format=raw").unwrap().image.path, PathBuf::from("a,b"));
@@ -222,7 +237,9 @@ mod tests {
             cache: Cache::Direct,
             ..disk::Options::new("b")
         };
-        assert_eq!(all, DiskConfig { image, serial: "S1".into() });
+        assert_eq!(all, DiskConfig { image, serial: "S1".into(), limits: Limits::default() });
+        let limits = disk("b,iops=1000,bps=1M").unwrap().limits;
+        assert_eq!(limits, Limits { iops: Some(1000), bps: Some(1 << 20) });
         assert!(disk("b,readonly=on").unwrap().image.read_only);
     }
 
@@ -237,6 +254,8 @@ mod tests {
             ("path=a,snapshot=1", "on or off"),
             ("path=a,snapshot=on,readonly=on", "no snapshot"),
             ("path=a,cache=none", "writeback or direct"),
+            ("path=a,iops=0", "iops=0"),
+            ("path=a,bps=fast", "not a size"),
             ("path=a,format=vmdk", "vmdk"),
             ("path=a,serial=123456789012345678901", "20 bytes"),
         ] {

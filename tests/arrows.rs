@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ringside-emulator", &["ringside-x86", "ringside-engine", "ringside-exits", "ringside-guest-memory"]),
     ("ringside-devices", &["ringside-x86", "ringside-engine"]),
     ("ringside-disk", &[]),
-    ("ringside-virtio", &["ringside-devices", "ringside-guest-memory"]),
+    ("ringside-virtio", &["ringside-devices", "ringside-disk", "ringside-guest-memory"]),
     (
         "ringside-vmm",
         &[

@@ -47,7 +47,7 @@ fn a_disk_is_read_written_and_flushed_with_message_interrupts() {
                   grep -c 'PCI-MSI.*virtio' /proc/interrupts";
     let output = debian(&["--cpus", "2", "--disk", &option], script);
     let sum = Sha256::digest(pattern()).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    assert_eq!(lines(&output), [format!("{sum}  /dev/vda"), "S-0815".into(), "0".into(), "2".into()]);
+    assert_eq!(lines(&output), [format!("{sum}  /dev/vda"), "S-0815".into(), "0".into(), "3".into()]);
     let mut expected = pattern();
     expected[3 * 4096..5 * 4096].copy_from_slice(&b"y\n".repeat(4096));
     assert!(std::fs::read(&path).unwrap() == expected, "the image is not what the guest wrote");

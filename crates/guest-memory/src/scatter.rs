@@ -97,6 +97,12 @@ impl HostSlices {
         self.slices.push(HostSlice(libc::iovec { iov_base: base as *mut _, iov_len: len as usize }));
     }
 
+    /// Appends the parts of another list for the same RAM.
+    pub fn append(&mut self, other: &Self) {
+        self.slices.extend_from_slice(&other.slices);
+        self.len += other.len;
+    }
+
     /// Bytes in all.
     pub fn len(&self) -> u64 {
         self.len

@@ -8,6 +8,7 @@ use devices::fw_cfg::MAX_NAME;
 use crate::boot::Protocol;
 use crate::layout::{self, LayoutError};
 pub use crate::layout::{MAX_MEMORY, MIN_MEMORY};
+pub use virtio::block::Limits;
 pub use virtio::features::OPTIONAL as VIRTIO_FEATURES;
 
 /// The most vCPUs that a machine can have.
@@ -104,6 +105,8 @@ pub struct DiskConfig {
     pub image: disk::Options,
     /// What the guest is told as its serial number; 20 bytes count.
     pub serial: String,
+    /// How much it may do.
+    pub limits: Limits,
 }
 
 /// A module of a Multiboot image.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use devices::bus::{MachineBus, SharedDevice};
@@ -10,7 +9,7 @@ use devices::irq::{IrqLine, IrqSink, SharedLine, Sharing};
 use devices::pci::{Address, Ecam, MsiSink, PciBus};
 use engine::Space;
 use guest_memory::GuestMemory;
-use virtio::block::{Block, Disk};
+use virtio::block::{Block, BlockOptions};
 use virtio::memory::DmaMemory;
 use virtio::rng::Rng;
 use virtio::transport::pci::{Connections, VirtioPci};
@@ -31,9 +30,15 @@ pub const LAST_BUS: u8 = 0;
 /// [`BuildError::Disk`] for an image that cannot be a disk, [`BuildError::Output`] where the host has no random bytes.
 pub fn devices(config: &MachineConfig) -> Result<Vec<Box<dyn virtio::Device>>, BuildError> {
     let mut devices: Vec<Box<dyn virtio::Device>> = Vec::new();
-    for config in &config.disks {
-        let image = Image(disk::open(&config.image)?);
-        devices.push(Box::new(Block::new(Box::new(image), &config.serial)));
+    for disk in &config.disks {
+        let options = BlockOptions {
+            disk: disk::open(&disk.image)?,
+            label: disk::Name(&disk.image.path).to_string(),
+            serial: disk.serial.clone(),
+            queues: config.cpus,
+            limits: disk.limits,
+        };
+        devices.push(Box::new(Block::new(options)));
     }
     if config.rng {
         const SOURCE: &str = "/dev/urandom";
@@ -108,29 +113,4 @@ pub fn attach(
         pci.insert(Address::on_bus_0(slot, 0), function);
     }
     Ok(functions)
-}
-
-/// An image as a block device has it.
-struct Image(Box<dyn disk::Disk>);
-
-impl Disk for Image {
-    fn len(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn is_read_only(&self) -> bool {
-        self.0.is_read_only()
-    }
-
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.0.read(offset, data)
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(offset, data)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.flush()
-    }
 }

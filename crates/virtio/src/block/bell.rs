@@ -1,0 +1,87 @@
+//! How a worker is woken.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+
+/// A worker's doorbell.
+pub(super) struct Bell {
+    event: OwnedFd,
+    /// The worker sleeps, or is about to: whoever has something for it writes to the event.
+    asleep: AtomicBool,
+    stop: AtomicBool,
+}
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self { event, asleep: AtomicBool::new(false), stop: AtomicBool::new(false) })
+    }
+
+    /// There is something in the queue.
+    pub(super) fn ring(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
+            self.write();
+        }
+    }
+
+    /// The worker is to end.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.write();
+    }
+
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn write(&self) {
+        // It fails only where its count is full: then the worker is woken already.
+        let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+    }
+
+    /// From here on, until [`Self::awake`], those who ring write to the event.
+    pub(super) fn falls_asleep(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn awake(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.event, &mut count);
+    }
+
+    /// Waits until somebody rings, or so long.
+    pub(super) fn wait(&self, limit: Option<Duration>) {
+        let mut events = [PollFd::new(&self.event, PollFlags::IN)];
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: limit.as_secs().min(1 << 30) as i64,
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        // An interrupted wait is a short one.
+        let _ = poll(&mut events, limit.as_ref());
+    }
+
+    /// Waits so long, unless the worker is to end.
+    pub(super) fn pause(&self, time: Duration) {
+        let until = std::time::Instant::now() + time.min(Duration::from_secs(3600));
+        loop {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            if left.is_zero() || self.is_stopped() {
+                return;
+            }
+            self.wait(Some(left));
+            if !self.is_stopped() {
+                let mut count = [0; 8];
+                let _ = rustix::io::read(&self.event, &mut count);
+            }
+        }
+    }
+
+    pub(super) fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
