@@ -8,6 +8,7 @@ use clap::builder::ArgPredicate::IsPresent;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use ringside::guest::root_disk;
 use vmm::config::{
     DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig, VIRTIO_FEATURES,
 };
@@ -25,6 +26,8 @@ Examples:
   ringside run --package python3 --exec 'python3 --version'
                                             with Debian's packages in the guest
   echo 'dmesg | tail' | ringside            a script on stdin; its end powers off
+  ringside guest build debian -o disk.img   a disk with Debian on it, to work in; then:
+  ringside run --disk disk.img              boot it to a login
   ringside guest list                       the guests that can be had by name
 
 Keys at a terminal: Ctrl-A x ends the run, Ctrl-A h lists the others.";
@@ -107,6 +110,9 @@ pub enum GuestCommand {
         #[arg(long = "package", value_name = "NAME", value_delimiter = ',', value_parser = package_name)]
         packages: Vec<String>,
     },
+    /// Make a disk with a system that can be worked in, as an ordinary user
+    #[command(subcommand)]
+    Build(BuildCommand),
     /// List the guests that there are, and which of them are here
     List,
     /// Remove a guest from the cache folder, or the packages of all guests
@@ -118,6 +124,61 @@ pub enum GuestCommand {
         #[arg(long)]
         packages: bool,
     },
+}
+
+/// The systems that a disk can be made with.
+#[derive(Debug, Subcommand)]
+pub enum BuildCommand {
+    /// Debian: `ringside run --disk FILE` boots it to a login
+    ///
+    /// Its packages are fetched through apt and installed inside a guest, by dpkg with all their scripts. It takes a few
+    /// minutes. The disk has the essential packages, systemd, apt and some tools; name more with --package. Without
+    /// --user and --password the console logs root in.
+    Debian(BuildArgs),
+}
+
+/// The options of `ringside guest build debian`.
+#[derive(Clone, Debug, Args)]
+pub struct BuildArgs {
+    /// The disk image to make: FILE.qcow2 is a qcow2 image, any other name is a raw one's
+    #[arg(long, short, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Its format, whatever its name: raw or qcow2
+    #[arg(long, value_name = "FORMAT", value_parser = disk_options::format)]
+    pub format: Option<disk::Format>,
+    /// Install these Debian packages too: python3 or gcc,libc6-dev; may be given more than once
+    #[arg(long = "package", value_name = "NAME", value_delimiter = ',', value_parser = package_name)]
+    pub packages: Vec<String>,
+    /// Bytes of the disk, 1G to 16T; the image takes what is used of it
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = disk_size)]
+    pub size: u64,
+    /// The machine's name
+    #[arg(long, value_name = "NAME", default_value = "debian", value_parser = hostname)]
+    pub hostname: String,
+    /// Make an ordinary user, who may use sudo
+    #[arg(long, value_name = "NAME", value_parser = user_name)]
+    pub user: Option<String>,
+    /// The password of --user, or of root without --user; other users of this host can see it: see --password-file
+    #[arg(long, value_name = "TEXT", value_parser = password, conflicts_with = "password_file")]
+    pub password: Option<String>,
+    /// Read the password from the first line of this file; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// Whether the console logs in by itself [default: on without a password, off with one]
+    #[arg(long, value_enum, value_name = "on|off")]
+    pub autologin: Option<Switch>,
+    /// Replace the file, if there is one
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Something that is on or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes
+    On,
+    /// No
+    Off,
 }
 
 /// The guest that is booted where nothing else is asked for.
@@ -202,6 +263,8 @@ pub struct RunArgs {
     /// format=raw|qcow2 (found out where it is not told), readonly=on|off, serial=TEXT (at most 20 bytes),
     /// snapshot=on|off (what is written is forgotten at the end), cache=writeback|direct (whether the host's page cache
     /// is used), iops=N and bps=SIZE (at most so many requests, so many bytes a second). A comma in FILE is written twice.
+    /// Where the first disk was made by `ringside guest build`, its system is booted; --exec then runs in that system,
+    /// without its services.
     #[arg(long, value_name = "FILE,...", value_parser = disk_options::disk, help_heading = "Machine")]
     pub disk: Vec<DiskConfig>,
     /// How virtio devices are reached
@@ -215,6 +278,9 @@ pub struct RunArgs {
     #[arg(long, value_name = "NAME=on|off", value_delimiter = ',', value_parser = virtio_feature)]
     #[arg(help_heading = "Machine")]
     pub virtio_features: Vec<(u64, bool)>,
+    /// Do not boot the system that a disk has: a shell beside it, to repair it
+    #[arg(long, conflicts_with_all = ["kernel", "firmware"], help_heading = "Guest")]
+    pub rescue: bool,
     /// Give the guest random bytes of the host through a virtio entropy device
     #[arg(long, help_heading = "Machine")]
     pub rng: bool,
@@ -390,6 +456,39 @@ fn cpu_count(text: &str) -> Result<u32, String> {
     }
 }
 
+fn disk_size(text: &str) -> Result<u64, String> {
+    let size = size::parse(text)?;
+    match size {
+        root_disk::MIN_SIZE..=root_disk::MAX_SIZE if size % (1 << 20) == 0 => Ok(size),
+        root_disk::MIN_SIZE..=root_disk::MAX_SIZE => Err("write a multiple of a MiB".into()),
+        _ => Err("a disk for a system has 1G to 16T".into()),
+    }
+}
+
+fn hostname(text: &str) -> Result<String, String> {
+    let hint = "a name has 1 to 63 lower-case letters, digits and hyphens";
+    if root_disk::is_hostname(text) { Ok(text.to_owned()) } else { Err(hint.into()) }
+}
+
+fn user_name(text: &str) -> Result<String, String> {
+    let hint = "a user's name begins with a lower-case letter and has at most 32 of them, digits, - and _";
+    match text {
+        "root" => Err("there is a root anyway: leave --user out".into()),
+        _ if root_disk::is_user_name(text) => Ok(text.to_owned()),
+        _ => Err(hint.into()),
+    }
+}
+
+/// A password that one can type: chpasswd(8) reads it as a line.
+pub fn password(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("the password is empty".into()),
+        _ if text.len() > 200 => Err("the password has more than 200 bytes".into()),
+        _ if text.contains(char::is_control) => Err("a password has no control characters".into()),
+        _ => Ok(text.to_owned()),
+    }
+}
+
 fn port(text: &str) -> Result<u16, String> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) => u16::from_str_radix(hex, 16),
@@ -539,6 +638,33 @@ mod tests {
             let message = refused(&[&format!("{option}={value}")]);
             assert!(message.contains(option) && message.contains(why), "{message}");
             assert!(message.contains(&format!("'{value}'")), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_disk_to_build_has_an_output_and_sane_values() {
+        let build = |line: &[&str]| {
+            let line = [&["ringside", "guest", "build", "debian"], line].concat();
+            match Cli::read(line).map(|cli| cli.command) {
+                Ok(Some(Command::Guest(GuestCommand::Build(BuildCommand::Debian(args))))) => Ok(args),
+                Ok(_) => panic!("another command"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let args = build(&["-o", "d.qcow2", "--package", "gcc,python3", "--size", "8G"]).unwrap();
+        assert_eq!((args.size, args.packages.len(), args.hostname.as_str()), (8 << 30, 2, "debian"));
+        for (bad, why) in [
+            (&[][..], "--output"),
+            (&["-o", "d", "--size", "100M"], "1G to 16T"),
+            (&["-o", "d", "--size", "1073741825"], "multiple of a MiB"),
+            (&["-o", "d", "--hostname", "a b"], "--hostname"),
+            (&["-o", "d", "--user", "root"], "root anyway"),
+            (&["-o", "d", "--user", "A"], "lower-case"),
+            (&["-o", "d", "--password", ""], "empty"),
+            (&["-o", "d", "--password", "a", "--password-file", "b"], "cannot be used with"),
+        ] {
+            let refused = build(bad).unwrap_err();
+            assert!(refused.contains(why), "{bad:?}: {refused}");
         }
     }
 

@@ -44,6 +44,11 @@ impl Present {
         state.controls = Some(controls);
     }
 
+    /// What asked for the end, if anything has.
+    pub fn stopped(&self) -> Option<StopReason> {
+        self.lock().stopped
+    }
+
     fn stop(&self, reason: StopReason) {
         let mut state = self.lock();
         state.stopped = Some(reason);

@@ -134,7 +134,11 @@ fn change(text: &str) -> Result<Change, String> {
     })
 }
 
-fn format(text: &str) -> Result<Format, String> {
+/// A format by its name.
+///
+/// # Errors
+/// A message for the user.
+pub fn format(text: &str) -> Result<Format, String> {
     Format::from_name(text).ok_or_else(|| "it is raw or qcow2".into())
 }
 

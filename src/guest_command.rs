@@ -6,9 +6,9 @@ use std::io::Write as _;
 use anyhow::{Context, bail};
 use ringside::guest::{self, software};
 
-use crate::cli::GuestCommand;
+use crate::cli::{BuildCommand, GuestCommand};
 use crate::console::{self, Present};
-use crate::size;
+use crate::{build_command, size};
 
 /// Does what the command says; gives the exit status.
 ///
@@ -28,6 +28,7 @@ pub fn run(command: &GuestCommand) -> anyhow::Result<u8> {
                 eprintln!("{count} packages, {bytes}: {}", software.packages.join(", "));
             }
         }
+        GuestCommand::Build(BuildCommand::Debian(args)) => return build_command::debian(args),
         GuestCommand::List => print(&table(&guest::list()?, software::bytes()))?,
         GuestCommand::Remove { name, packages } => {
             if *packages {

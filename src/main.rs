@@ -1,6 +1,7 @@
 //! The `ringside` command: read the command line, build a machine, run it, tell how it ended.
 
 mod allocator;
+mod build_command;
 mod cli;
 mod console;
 mod disk_command;
@@ -9,6 +10,7 @@ mod exit_status;
 mod guest_command;
 mod keys;
 mod logger;
+mod root_disk;
 mod run;
 mod size;
 mod stats;

@@ -15,6 +15,7 @@ use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary, Tr
 
 use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, Jit, RunArgs};
 use crate::console::{self, Present};
+use crate::root_disk::{self, HeldInput, RootDisk};
 use crate::terminal::{self, RawMode};
 use crate::{exit_status, stats};
 
@@ -36,11 +37,15 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
     // Firmware and boot loaders poll the port, and never say that they have opened it.
     let at_once = terminal || args.firmware.is_some();
     let input = if at_once { Input::interactive() } else { Input::patient() };
-    if args.exec.is_none() {
+    let mut held = None;
+    if args.exec.is_none() && !terminal && root_disk::find(args)?.is_some() {
+        let (present, input) = (present.clone(), input.clone());
+        held = Some(HeldInput::new(move || console::follow_stdin(&present, &input, false)));
+    } else if args.exec.is_none() {
         console::follow_stdin(&present, &input, terminal).context("cannot read standard input")?;
     }
     let summary = loop {
-        let machine = Machine::build(&config, lines(args, &input))?.counting_memory(args.stats);
+        let machine = Machine::build(&config, lines(args, &input, held.take()))?.counting_memory(args.stats);
         present.set(machine.controls());
         let raw =
             if terminal { RawMode::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
@@ -62,9 +67,13 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
 /// RAM where nothing else is asked for, in bytes.
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
+/// The same for a system on a disk.
+const ROOT_DISK_MEMORY: u64 = 1 << 30;
+
 /// The plain data that the machine is made from.
 fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     let named = args.guest.as_deref().unwrap_or(DEFAULT_GUEST);
+    let root = root_disk::find(args)?;
     let mut packages = 0;
     let boot = match (&args.firmware, &args.kernel) {
         (Some(image), _) => config::Boot::Firmware(FirmwareConfig {
@@ -79,10 +88,15 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
             cmdline: args.cmdline.clone().unwrap_or_default(),
             protocol: protocol(args.boot),
         }),
-        (None, None) => config::Boot::Kernel(named_guest(args, with_packages(args, named, &mut packages)?)),
+        (None, None) => {
+            config::Boot::Kernel(named_guest(args, with_packages(args, named, &mut packages)?, root))
+        }
     };
     let config = MachineConfig {
-        memory: args.memory.unwrap_or_else(|| memory_with(packages)),
+        memory: args.memory.unwrap_or_else(|| match root {
+            Some(_) => ROOT_DISK_MEMORY,
+            None => memory_with(packages),
+        }),
         cpus: args.cpus,
         cpu: cpu_model(args),
         engine: match args.engine {
@@ -158,8 +172,11 @@ fn memory_with(packages: u64) -> u64 {
     DEFAULT_MEMORY + (3 * packages).next_multiple_of(64 << 20)
 }
 
-fn named_guest(args: &RunArgs, files: GuestFiles) -> BootConfig {
+fn named_guest(args: &RunArgs, files: GuestFiles, root: Option<RootDisk>) -> BootConfig {
     let mut cmdline = files.cmdline;
+    if let Some(root) = root {
+        cmdline = format!("{cmdline} {}", root.arguments());
+    }
     if args.exec.is_none()
         && let Ok(size) = rustix::termios::tcgetwinsize(io::stdin())
     {
@@ -184,10 +201,14 @@ fn named_guest(args: &RunArgs, files: GuestFiles) -> BootConfig {
 }
 
 /// Where the serial ports lead: the console to this terminal, or with `--exec` the command's lines to ours.
-fn lines(args: &RunArgs, input: &Input) -> Vec<SerialLine> {
+fn lines(args: &RunArgs, input: &Input, held: Option<HeldInput>) -> Vec<SerialLine> {
     let nowhere = || SerialLine { output: Box::new(io::sink()), input: None };
     if args.exec.is_none() {
-        return vec![SerialLine { output: Box::new(io::stdout()), input: Some(input.clone()) }, nowhere()];
+        let output: Box<dyn Write + Send> = match held {
+            Some(held) => Box::new(held.until_login(io::stdout())),
+            None => Box::new(io::stdout()),
+        };
+        return vec![SerialLine { output, input: Some(input.clone()) }, nowhere()];
     }
     let console: Box<dyn Write + Send> =
         if log::log_enabled!(log::Level::Info) { Box::new(io::stderr()) } else { Box::new(io::sink()) };

@@ -116,9 +116,60 @@ pub fn fetch_with_dependencies(
     folder: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Fetched>, GuestError> {
-    if let Some(name) = names.iter().find(|name| !is_package_name(name)) {
-        return Err(GuestError::package(name, "this is no package's name"));
+    check_names(names)?;
+    let wanted = Wanted { names, patterns: &[], what: names.join(", ") };
+    with_lists(folder, progress, |apt, progress| apt.download_all(&wanted, progress))
+}
+
+/// The packages of a whole system, in an order in which they can be unpacked.
+#[derive(Clone, Debug)]
+pub struct System {
+    /// All of them.
+    pub packages: Vec<Fetched>,
+    /// The names of those that dpkg itself needs: the essential ones and what they depend on.
+    pub essential: Vec<String>,
+}
+
+/// Fetches a system: the essential and required packages, those of `names`, and what all of them depend on. Otherwise
+/// as [`fetch_with_dependencies`].
+///
+/// # Errors
+/// As [`fetch_with_dependencies`].
+pub fn fetch_system(
+    names: &[String],
+    folder: &Path,
+    progress: &mut dyn Progress,
+) -> Result<System, GuestError> {
+    check_names(names)?;
+    let all =
+        Wanted { names, patterns: &["?essential", "?priority(required)"], what: "Debian's packages".into() };
+    // What merges /bin with /usr/bin is not needed where they never were apart.
+    let merged = [MERGED_ALREADY.to_owned()];
+    let essential =
+        Wanted { names: &merged, patterns: &["?essential"], what: "the essential packages".into() };
+    with_lists(folder, progress, |apt, progress| {
+        let packages = apt.download_all(&all, progress)?;
+        let essential = apt.plan(&essential)?.into_iter().map(|package| package.name).collect();
+        Ok(System { packages, essential })
+    })
+}
+
+/// The package that stands for a system whose `/bin` is `/usr/bin`.
+pub const MERGED_ALREADY: &str = "usr-is-merged";
+
+fn check_names(names: &[String]) -> Result<(), GuestError> {
+    match names.iter().find(|name| !is_package_name(name)) {
+        Some(name) => Err(GuestError::package(name, "this is no package's name")),
+        None => Ok(()),
     }
+}
+
+/// Reads the package lists where those in `folder` are old, and does `get`; once more with new ones where that fails.
+fn with_lists<T>(
+    folder: &Path,
+    progress: &mut dyn Progress,
+    mut get: impl FnMut(&Apt<'_>, &mut dyn Progress) -> Result<T, GuestError>,
+) -> Result<T, GuestError> {
     let apt = Apt::new(folder)?;
     let stamp = folder.join("updated");
     let age = fs::metadata(&stamp).and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
@@ -130,12 +181,21 @@ pub fn fetch_with_dependencies(
             apt.write("updated", "")?;
             fresh = true;
         }
-        match apt.download_all(names, progress) {
+        match get(&apt, progress) {
             // The archive may have newer ones than the lists say.
             Err(GuestError::Apt { .. }) if !fresh => fresh = true,
             result => return result,
         }
     }
+}
+
+/// What apt is asked for.
+struct Wanted<'a> {
+    names: &'a [String],
+    /// apt's patterns, apt-patterns(7).
+    patterns: &'a [&'a str],
+    /// For messages.
+    what: String,
 }
 
 /// The package `linux-image-VERSION` that the metapackage depends on.
@@ -260,25 +320,39 @@ impl<'a> Apt<'a> {
         parse_record(&text).ok_or_else(|| GuestError::package(name, "Debian's lists do not describe it"))
     }
 
+    fn install(&self, wanted: &Wanted<'_>, options: &[&str]) -> Command {
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "-y", "--no-install-recommends", "-oDebug::NoLocking=1"]).args(options);
+        command.arg("install").args(wanted.patterns).args(wanted.names);
+        command
+    }
+
+    /// The packages with their dependencies, in the order in which apt would unpack them.
+    fn plan(&self, wanted: &Wanted<'_>) -> Result<Vec<Fetched>, GuestError> {
+        let what = format!("fetch {}", wanted.what);
+        let plan = run(&mut self.install(wanted, &["--simulate"]), "apt-get", &what, |_| {})?;
+        let archives = self.folder.join("cache/archives");
+        let planned = plan.lines().filter_map(planned_package);
+        let packages = planned.map(|(name, version, architecture)| {
+            let file = format!("{name}_{}_{architecture}.deb", version.replace(':', "%3a"));
+            Fetched { name, version, file: archives.join(file) }
+        });
+        Ok(packages.collect())
+    }
+
     /// Downloads packages with their dependencies, which apt compares with the hashes in the signed lists.
     fn download_all(
         &self,
-        names: &[String],
+        wanted: &Wanted<'_>,
         progress: &mut dyn Progress,
     ) -> Result<Vec<Fetched>, GuestError> {
-        let what = format!("fetch {}", names.join(", "));
-        let install = |options: &[&str]| {
-            let mut command = self.command("apt-get");
-            command.args(["-qq", "-y", "--no-install-recommends", "-oDebug::NoLocking=1"]).args(options);
-            command.arg("install").args(names);
-            command
-        };
-        let plan = run(&mut install(&["--simulate"]), "apt-get", &what, |_| {})?;
-        let missing = run(&mut install(&["--print-uris"]), "apt-get", &what, |_| {})?;
+        let packages = self.plan(wanted)?;
+        let what = format!("fetch {}", wanted.what);
+        let missing = run(&mut self.install(wanted, &["--print-uris"]), "apt-get", &what, |_| {})?;
         let bytes: u64 = missing.lines().filter_map(listed_size).sum();
         if bytes > 0 {
-            progress.begin(&format!("Fetching {} with what they need", names.join(", ")), Some(bytes));
-            let mut download = install(&["--download-only", "-oAPT::Status-Fd=1"]);
+            progress.begin(&format!("Fetching {} with what they need", wanted.what), Some(bytes));
+            let mut download = self.install(wanted, &["--download-only", "-oAPT::Status-Fd=1"]);
             let result = run(&mut download, "apt-get", &what, |line| {
                 if let Some(percent) = download_percent(line) {
                     progress.advance((bytes as f64 * percent / 100.0) as u64);
@@ -287,14 +361,6 @@ impl<'a> Apt<'a> {
             progress.end();
             result?;
         }
-        let archives = self.folder.join("cache/archives");
-        let planned = plan.lines().filter_map(planned_package);
-        let packages: Vec<Fetched> = planned
-            .map(|(name, version, architecture)| {
-                let file = format!("{name}_{}_{architecture}.deb", version.replace(':', "%3a"));
-                Fetched { name, version, file: archives.join(file) }
-            })
-            .collect();
         match packages.iter().find(|package| !package.file.exists()) {
             Some(package) => {
                 Err(GuestError::package(&package.name, "apt fetched it, but the file is not there"))

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Component, Path};
 use std::rc::Rc;
 
@@ -15,6 +15,8 @@ use super::GuestError;
 const MAX_UNPACKED: u64 = 4 << 30;
 /// More than any package's control files have, in bytes.
 const MAX_CONTROL: u64 = 16 << 20;
+/// What an `ar` archive begins with.
+const AR_MAGIC: &[u8; 8] = b"!<arch>\n";
 /// Bytes of an `ar` member's header.
 const AR_HEADER: usize = 60;
 
@@ -153,6 +155,41 @@ pub fn read_script(deb: &Path, script: &str) -> Result<Option<String>, GuestErro
     read().map_err(|error| GuestError::package(name, error))
 }
 
+/// Writes the package with its members decompressed, at the writer's position; gives the bytes written.
+///
+/// # Errors
+/// As [`for_each_file`], and where the writer fails.
+pub fn unpack(deb: &Path, out: &mut (impl Write + Seek)) -> Result<u64, GuestError> {
+    let name = deb.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut write = || -> io::Result<u64> {
+        let start = out.stream_position()?;
+        out.write_all(AR_MAGIC)?;
+        unpacked_member(out, "debian-binary", &mut &b"2.0\n"[..])?;
+        unpacked_member(out, "control.tar", &mut member(open(deb)?, "control.tar")?.take(MAX_CONTROL))?;
+        unpacked_member(out, "data.tar", &mut member(open(deb)?, "data.tar")?.take(MAX_UNPACKED))?;
+        Ok(out.stream_position()? - start)
+    };
+    write().map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => GuestError::package(name, "it is cut short"),
+        _ => GuestError::package(name, error),
+    })
+}
+
+/// Writes a member whose length is known only afterwards.
+fn unpacked_member(out: &mut (impl Write + Seek), name: &str, data: &mut dyn Read) -> io::Result<()> {
+    let start = out.stream_position()?;
+    out.write_all(&[b' '; AR_HEADER])?;
+    let size = io::copy(data, out)?;
+    if size % 2 != 0 {
+        out.write_all(b"\n")?;
+    }
+    let end = out.stream_position()?;
+    out.seek(SeekFrom::Start(start))?;
+    // Name, time, owner, group, mode, size, end of the header.
+    writeln!(out, "{name:<16}{:<12}{:<6}{:<6}{:<8}{size:<10}`", 0, 0, 0, 100644)?;
+    out.seek(SeekFrom::Start(end)).map(drop)
+}
+
 fn open(deb: &Path) -> io::Result<Counted> {
     Ok(Counted { file: File::open(deb)?, consumed: Rc::default() })
 }
@@ -221,7 +258,7 @@ impl Read for Counted {
 fn member(mut file: Counted, beginning: &str) -> io::Result<Box<dyn Read>> {
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;
-    if &magic != b"!<arch>\n" {
+    if &magic != AR_MAGIC {
         return Err(invalid("it is no Debian package"));
     }
     loop {

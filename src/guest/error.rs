@@ -64,6 +64,15 @@ pub enum GuestError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The installation in a guest did not succeed.
+    #[error("Debian could not be installed on the disk: {reason}")]
+    Install {
+        /// What went wrong.
+        reason: String,
+    },
+    /// Somebody asked for the end of what was done.
+    #[error("cancelled; nothing was left behind")]
+    Cancelled,
     /// A file could not be read or written.
     #[error("cannot {what} {}: {source}", .path.display())]
     File {

@@ -29,6 +29,39 @@ coldplug acpi
 [ -z "$found" ] || { coldplug virtio; coldplug nd; }
 ip link set lo up
 
+# A disk that has a system of its own: the machine says which.
+if [ -n "$RINGSIDE_ROOT" ]; then
+    give_up() {
+        echo "ringside: $*" > /dev/console
+        sleep 1
+        poweroff -f
+    }
+    modprobe -q ext4
+    mount -t ext4 -o "${RINGSIDE_ROOT_MODE:-rw}" "$RINGSIDE_ROOT" /mnt || give_up "cannot mount $RINGSIDE_ROOT"
+    # A link that leads somewhere within the disk, mostly.
+    [ -x /mnt/sbin/init ] || [ -L /mnt/sbin/init ] || give_up "$RINGSIDE_ROOT has no /sbin/init"
+    # Another kernel than the last time brings its modules along.
+    release=$(uname -r)
+    modules=/mnt/usr/lib/modules/$release
+    if [ ! -d "$modules" ] && [ -z "$RINGSIDE_ROOT_MODE" ]; then
+        if cp -a "/lib/modules/$release" "$modules.new" && mv "$modules.new" "$modules"; then
+            chroot /mnt /sbin/depmod -a "$release"
+        else
+            rm -rf "$modules.new"
+        fi
+    fi
+    if [ ! -f /ringside/exec ]; then
+        umount /tmp
+        for folder in dev proc sys run; do mount -o move "/$folder" "/mnt/$folder"; done
+        unset RINGSIDE_ROOT RINGSIDE_ROOT_MODE LINES COLUMNS found programs release modules folder alias file
+        exec switch_root /mnt /sbin/init
+    fi
+    # A command runs in the system without its services.
+    for folder in dev dev/pts dev/shm proc sys run tmp; do mount -o bind "/$folder" "/mnt/$folder"; done
+    cp /ringside/exec /run/ringside-exec
+    cat /mnt/etc/hostname > /proc/sys/kernel/hostname
+fi
+
 if [ -f /ringside/exec ]; then
     # Output goes out on the second serial line, errors on the third where there is one, the status to the machine.
     exec 3> /dev/ttyS1
@@ -43,8 +76,20 @@ if [ -f /ringside/exec ]; then
     # busybox's shell takes its own commands before those of packages; Debian's comes with them.
     shell=/ringside/bin/sh
     [ ! -x /bin/dash ] || shell=/bin/dash
-    PATH=$programs "$shell" /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
-    /ringside/report $? <&3 >&4
+    if [ -n "$RINGSIDE_ROOT" ]; then
+        unset RINGSIDE_ROOT RINGSIDE_ROOT_MODE LINES COLUMNS found release modules folder alias file
+        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+            chroot /mnt /bin/sh -c 'cd /root; exec /bin/sh /run/ringside-exec' < /dev/null >&3 2>&4 3>&- 4>&-
+        status=$?
+        # What the command left running may keep the disk busy; then what is written at least is on it.
+        sync
+        umount -l /mnt/tmp /mnt/run /mnt/sys /mnt/proc /mnt/dev/shm /mnt/dev/pts /mnt/dev
+        umount /mnt || umount -r /mnt
+    else
+        PATH=$programs "$shell" /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
+        status=$?
+    fi 2> /dev/null
+    /ringside/report $status <&3 >&4
     # The machine has no debug-exit port.
     exec poweroff -f
 fi

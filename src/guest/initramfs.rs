@@ -37,7 +37,8 @@ const APPLETS: &str = "[ [[ acpid arp arping ascii ash awk base64 basename bc bl
     wc wget which who whoami xargs xxd xz xzcat yes zcat";
 
 /// What init calls: busybox's, whatever a package puts into `/bin`.
-const INIT_APPLETS: &str = "cp ip modprobe mount poweroff setsid sh stty";
+const INIT_APPLETS: &str =
+    "cat chroot cp ip modprobe mount mv poweroff rm setsid sh sleep stty switch_root sync umount uname";
 
 const FSTAB: &str = "proc /proc proc nosuid,nodev,noexec 0 0
 sys /sys sysfs nosuid,nodev,noexec 0 0

@@ -20,6 +20,7 @@ mod modules;
 mod packages;
 mod progress;
 mod report;
+pub mod root_disk;
 pub mod software;
 mod sources;
 #[cfg(test)]

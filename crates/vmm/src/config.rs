@@ -191,6 +191,27 @@ pub enum ConfigError {
 }
 
 impl MachineConfig {
+    /// A machine of one vCPU and the least memory, with no more devices than every machine has.
+    pub fn new(boot: Boot) -> Self {
+        Self {
+            memory: MIN_MEMORY,
+            cpus: 1,
+            cpu: "host".into(),
+            engine: EngineChoice::default(),
+            jit: Translation::default(),
+            boot,
+            transport: Transport::default(),
+            virtio_withheld: 0,
+            disks: Vec::new(),
+            rng: false,
+            fw_cfg: Vec::new(),
+            debug_console: None,
+            debug_exit: None,
+            testdev: false,
+            ledger: false,
+        }
+    }
+
     /// Looks for values that no machine can have.
     ///
     /// # Errors
@@ -253,23 +274,7 @@ mod tests {
     }
 
     pub(super) fn config() -> MachineConfig {
-        MachineConfig {
-            memory: 64 << 20,
-            cpus: 1,
-            cpu: "host".into(),
-            engine: EngineChoice::Soft,
-            jit: Translation::On,
-            boot: kernel(""),
-            transport: Transport::Pci,
-            virtio_withheld: 0,
-            disks: Vec::new(),
-            rng: false,
-            fw_cfg: Vec::new(),
-            debug_console: None,
-            debug_exit: None,
-            testdev: false,
-            ledger: false,
-        }
+        MachineConfig { memory: 64 << 20, engine: EngineChoice::Soft, ..MachineConfig::new(kernel("")) }
     }
 
     #[test]

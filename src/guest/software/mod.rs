@@ -86,6 +86,17 @@ pub fn with_packages(
     Ok(manifest.software(&folder))
 }
 
+/// Fetches the packages of a whole system: the essential and required ones, `names`, and what all of them need.
+///
+/// # Errors
+/// As [`with_packages`].
+pub(super) fn fetch_system(names: &[String], progress: &mut dyn Progress) -> Result<apt::System, GuestError> {
+    let root = user_folder()?.join("software");
+    fs::create_dir_all(&root).map_err(GuestError::file("create the cache folder", &root))?;
+    let _lock = lock_folder(&root, progress)?;
+    apt::fetch_system(names, &root.join("apt"), progress)
+}
+
 /// Removes every set of packages and what apt has downloaded; gives the bytes that were freed.
 ///
 /// # Errors

@@ -1,0 +1,149 @@
+//! A disk of `ringside guest build` among those of a run: what the guest's init is told of it.
+
+use std::io::{self, IsTerminal, Write};
+
+use anyhow::bail;
+use ringside::guest::root_disk;
+
+use crate::cli::RunArgs;
+
+/// The first disk, where it has a system that is to be booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RootDisk {
+    read_only: bool,
+    /// Whether a terminal gives the input.
+    interactive: bool,
+}
+
+/// Looks whether the default guest is to go on from a disk.
+///
+/// # Errors
+/// Where packages for the initramfs were asked for as well: the system would not see them.
+pub fn find(args: &RunArgs) -> anyhow::Result<Option<RootDisk>> {
+    let Some(image) = args.disk.first().map(|disk| &disk.image) else { return Ok(None) };
+    if args.kernel.is_some() || args.firmware.is_some() || args.initrd.is_some() || args.rescue {
+        return Ok(None);
+    }
+    // A disk that cannot be read is an error of the machine's, which knows more of it.
+    let reading = disk::Options { read_only: true, snapshot: false, ..image.clone() };
+    if !disk::open(&reading).is_ok_and(|disk| root_disk::is_root(&*disk)) {
+        return Ok(None);
+    }
+    if !args.packages.is_empty() {
+        bail!(
+            "{} has a system of its own, which would not see --package: name packages when it is built, or use \
+             --rescue for the default guest",
+            image.path.display()
+        );
+    }
+    Ok(Some(RootDisk {
+        read_only: image.read_only && !image.snapshot,
+        interactive: io::stdin().is_terminal(),
+    }))
+}
+
+impl RootDisk {
+    /// What the kernel's command line says of it: words that the kernel does not know become init's environment.
+    pub fn arguments(self) -> String {
+        let mode = if self.read_only { " RINGSIDE_ROOT_MODE=ro,noload" } else { "" };
+        let input = if self.interactive { "" } else { " RINGSIDE_INPUT=pipe" };
+        format!("RINGSIDE_ROOT=/dev/vda{mode}{input}")
+    }
+}
+
+/// Input that is held back: a login throws away what was typed before it.
+pub struct HeldInput(Box<dyn FnOnce() -> io::Result<()> + Send>);
+
+impl HeldInput {
+    /// Input that begins to come with `begin`.
+    pub fn new(begin: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
+        Self(Box::new(begin))
+    }
+
+    /// Begins once the console has shown a login prompt on its way to `output`.
+    pub fn until_login<W: Write>(self, output: W) -> impl Write + use<W> {
+        LoginWatch { output, input: Some(self), matched: 0 }
+    }
+}
+
+/// What a login prompt ends with, and an automatic login's line has in it.
+const PROMPT: &[u8] = b" login: ";
+
+struct LoginWatch<W> {
+    output: W,
+    input: Option<HeldInput>,
+    /// Bytes of the prompt that were seen last.
+    matched: usize,
+}
+
+impl<W> LoginWatch<W> {
+    fn begin(&mut self) {
+        self.matched = 0;
+        if let Some(HeldInput(begin)) = self.input.take()
+            && let Err(error) = begin()
+        {
+            log::error!("cannot read standard input: {error}");
+        }
+    }
+}
+
+impl<W: Write> Write for LoginWatch<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let taken = self.output.write(data)?;
+        for &byte in &data[..taken] {
+            if self.input.is_none() {
+                break;
+            }
+            let next = if byte == PROMPT[self.matched] { self.matched + 1 } else { 0 };
+            self.matched = if next == 0 { usize::from(byte == PROMPT[0]) } else { next };
+            if self.matched == PROMPT.len() {
+                self.begin();
+            }
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn input_begins_once_with_the_login_prompt_however_it_is_cut() {
+        for cut in 1..12 {
+            let begun = Arc::new(AtomicU32::new(0));
+            let count = begun.clone();
+            let held = HeldInput::new(move || {
+                count.fetch_add(1, Ordering::SeqCst);
+                Ok(())
+            });
+            let mut shown = Vec::new();
+            let mut watch = held.until_login(&mut shown);
+            let (before, prompt) =
+                (b"Starting login;  login; log\nbox  login".as_slice(), b": root, login: ");
+            before.chunks(cut).for_each(|part| watch.write_all(part).unwrap());
+            assert_eq!(begun.load(Ordering::SeqCst), 0);
+            prompt.chunks(cut).for_each(|part| watch.write_all(part).unwrap());
+            assert_eq!(begun.load(Ordering::SeqCst), 1);
+            drop(watch);
+            assert_eq!(shown, [before, prompt].concat());
+        }
+    }
+
+    #[test]
+    fn init_is_told_of_the_disk_by_the_command_line() {
+        let disk = |read_only, interactive| RootDisk { read_only, interactive }.arguments();
+        assert_eq!(disk(false, true), "RINGSIDE_ROOT=/dev/vda");
+        assert_eq!(
+            disk(true, false),
+            "RINGSIDE_ROOT=/dev/vda RINGSIDE_ROOT_MODE=ro,noload RINGSIDE_INPUT=pipe"
+        );
+    }
+}
