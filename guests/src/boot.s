@@ -43,12 +43,7 @@ enter_long_mode:
     pop %edx
     ljmp $0x08, $1f
 .code64
-1:  mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    mov %eax, %fs
-    mov %eax, %gs
+1:  load_kernel_data
     mov %edx, %edx
     fninit
     jmp *%rdx

@@ -8,13 +8,7 @@
 // long_run(): starts at LONG_STATE, returns when an event ended it. What it clobbers is what the ABI says.
 .globl long_run
 long_run:
-    push %rbx
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    pushfq
+    save_own
     mov %cr0, %rax
     mov %rax, saved_cr0
     mov %cr4, %rax
@@ -124,14 +118,7 @@ long_event:
     mov %eax, %es
     mov %eax, %ss
     mov saved_rsp, %rsp
-    popfq
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbp
-    pop %rbx
-    ret
+    give_back_own
 
 long_handle:
     push %rdx

@@ -56,13 +56,7 @@ low_stack_end:
 .code64
 .globl legacy_run
 legacy_run:
-    push %rbx
-    push %rbp
-    push %r12
-    push %r13
-    push %r14
-    push %r15
-    pushfq
+    save_own
     cli
     cld
     mov %rsp, l_rsp
@@ -98,12 +92,7 @@ legacy_run:
     lgdt s_gdtr + 2
     lidt s_idtr + 2
     ljmp $0x08, $1f
-1:  mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %fs
-    mov %eax, %gs
-    mov %eax, %ss
+1:  load_kernel_data
     cmpl $0, s_real
     jne enter_real
     mov s_cr0, %eax
@@ -135,12 +124,7 @@ legacy_run:
     mov s_es, %es
     mov s_fs, %fs
     mov s_gs, %gs
-5:  mov s_ecx, %ecx
-    mov s_edx, %edx
-    mov s_ebx, %ebx
-    mov s_ebp, %ebp
-    mov s_esi, %esi
-    mov s_edi, %edi
+5:  load_general
     mov s_eax, %eax
     testl $0x20000, s_eflags
     jnz 6f
@@ -166,15 +150,7 @@ legacy_event:
     push %ds
     mov $0x10, %eax
     mov %eax, %ds
-    mov %ecx, s_ecx
-    mov %edx, s_edx
-    mov %ebx, s_ebx
-    mov %ebp, s_ebp
-    mov %esi, s_esi
-    mov %edi, s_edi
-    mov %es, s_es
-    mov %fs, s_fs
-    mov %gs, s_gs
+    store_general_and_segments
     popl s_ds
     popl s_eax
     popl s_vector
@@ -215,12 +191,7 @@ legacy_leave:
     cli
     mov %cr2, %eax
     mov %eax, s_cr2
-    mov %dr6, %eax
-    mov %eax, s_dr6
-    mov %dr7, %eax
-    mov %eax, s_dr7
-    mov %cr0, %eax
-    mov %eax, s_cr0
+    store_debug_and_cr0
     mov %cr3, %eax
     mov %eax, s_cr3
     movl $0, s_tr
@@ -271,21 +242,9 @@ back_to_long:
     jz 1f
     andb $~2, 5(%rax, %rcx)
     ltr %cx
-1:  mov $0x10, %eax
-    mov %eax, %ds
-    mov %eax, %es
-    mov %eax, %ss
-    mov %eax, %fs
-    mov %eax, %gs
+1:  load_kernel_data
     mov l_rsp, %rsp
-    popfq
-    pop %r15
-    pop %r14
-    pop %r13
-    pop %r12
-    pop %rbp
-    pop %rbx
-    ret
+    give_back_own
 
 // Where a task gate for an event with an error code leads to: the vector is in EAX of its TSS.
 .code32
@@ -329,12 +288,7 @@ enter_real:
     mov s_es, %es
     mov s_fs, %fs
     mov s_gs, %gs
-    mov s_ecx, %ecx
-    mov s_edx, %edx
-    mov s_ebx, %ebx
-    mov s_ebp, %ebp
-    mov s_esi, %esi
-    mov s_edi, %edi
+    load_general
     mov s_eax, %eax
     mov s_ds, %ds
     iretl
@@ -356,15 +310,7 @@ real_event:
     push %ds
     xor %ax, %ax
     mov %ax, %ds
-    mov %ecx, s_ecx
-    mov %edx, s_edx
-    mov %ebx, s_ebx
-    mov %ebp, s_ebp
-    mov %esi, s_esi
-    mov %edi, s_edi
-    mov %es, s_es
-    mov %fs, s_fs
-    mov %gs, s_gs
+    store_general_and_segments
     popw s_ds
     popl s_eax
     movl $0, s_vector
@@ -380,12 +326,7 @@ real_event:
     mov %esp, s_esp
     mov %ss, s_ss
     cli
-    mov %dr6, %eax
-    mov %eax, s_dr6
-    mov %dr7, %eax
-    mov %eax, s_dr7
-    mov %cr0, %eax
-    mov %eax, s_cr0
+    store_debug_and_cr0
     or $1, %eax
     and $0x7fffffff, %eax
     lgdtl s_gdtr + 2

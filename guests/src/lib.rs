@@ -21,9 +21,13 @@
 
 use core::arch::global_asm;
 
-global_asm!(include_str!("boot.s"), options(att_syntax));
-global_asm!(include_str!("events.s"), options(att_syntax));
-global_asm!(include_str!("legacy.s"), options(att_syntax));
+global_asm!(
+    include_str!("macros.s"),
+    include_str!("boot.s"),
+    include_str!("events.s"),
+    include_str!("legacy.s"),
+    options(att_syntax)
+);
 
 pub mod apic;
 pub mod cpu;
