@@ -78,6 +78,23 @@ fn what_stress_ng_computes_verifies_on_two_vcpus() {
     stressed(&["--cpus", "2"], script);
 }
 
+/// Of the scheduler's class: threads and processes that are made, wake each other, wait for locks and move between vCPUs.
+#[test]
+fn what_stress_ng_schedules_on_two_vcpus_verifies() {
+    let script = "stress-ng --verify -t 15 --affinity 1 --clone 1 --daemon 1 --fork 1 --futex 1 --hrtimers 1 --mutex 1 \
+                  --msg 1 --pthread 1 --schedpolicy 1 --sleep 1 --switch 1 --wait 1 --yield 1";
+    stressed(&["--cpus", "2"], script);
+}
+
+/// Of the classes of memory and virtual memory: pages mapped, moved, protected, shared and copied on a write.
+#[test]
+fn what_stress_ng_maps_on_two_vcpus_verifies() {
+    let script = "stress-ng --verify -t 15 --bigheap 1 --bigheap-growth 64K --fault 1 --madvise 1 --malloc 1 --malloc-bytes 16M \
+                  --memcpy 1 --mmap 1 --mmap-bytes 16M --mprotect 1 --mremap 1 --mremap-bytes 4M --shm 1 --shm-bytes 4M \
+                  --stack 1 --userfaultfd 1 --userfaultfd-bytes 4M --vm-addr 1";
+    stressed(&["--cpus", "2", "--memory", "1G"], script);
+}
+
 #[test]
 fn what_stress_ng_computes_verifies_without_the_translator() {
     stressed(&["--jit", "off"], "stress-ng --verify -t 10 --cpu 1");
