@@ -10,6 +10,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
@@ -24,8 +25,23 @@ const CONSISTENT_READ: i64 = 0;
 const WRITE: i64 = 1;
 const RESIZE: i64 = 3;
 
+/// How often the locks are tried, and how long it is between two tries: a process that ends, or has just forked, holds them a
+/// moment longer.
+const TRIES: u32 = 15;
+const BETWEEN: Duration = Duration::from_millis(20);
+
 /// Takes the locks of a reader or a writer, until the file is closed.
 pub(crate) fn lock(file: &File, write: bool) -> Result<(), Reason> {
+    for _ in 1..TRIES {
+        match try_lock(file, write) {
+            Err(Reason::InUse(_)) => std::thread::sleep(BETWEEN),
+            done => return done,
+        }
+    }
+    try_lock(file, write)
+}
+
+fn try_lock(file: &File, write: bool) -> Result<(), Reason> {
     let (operation, users) = match write {
         false => (FlockOperation::NonBlockingLockShared, "writes to it"),
         true => (FlockOperation::NonBlockingLockExclusive, "uses it"),

@@ -10,9 +10,9 @@ use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{FormatAccess, StorageOpenOptions, file};
 
-use crate::error::{Error, Reason};
+use crate::error::{Error, Name, Reason};
 use crate::lock::lock;
-use crate::qcow2::{Header, Qcow2Disk};
+use crate::qcow2::{self, Header, Qcow2Disk};
 use crate::raw::{QCOW2_MAGIC, RawDisk};
 use crate::{Disk, SECTOR, temporary};
 
@@ -114,7 +114,18 @@ pub fn open(options: &Options) -> Result<Box<dyn Disk>, Error> {
         let [top] = <[FileLayer; 1]>::try_from(layers).map_err(|_| Reason::Depth(0).at(&path))?;
         return raw(top, options).map_err(|reason| reason.at(&path));
     }
-    Ok(Box::new(Qcow2Disk::new(stack(layers, write, direct)?, !write, cluster_size)))
+    let markable = top.header.as_ref().is_some_and(|header| write && header.version >= 3);
+    let mark = if markable { Some(open_again(&top.file)) } else { None };
+    let disk = Qcow2Disk::new(stack(layers, write, direct)?, !write, cluster_size);
+    Ok(match mark {
+        Some(file) => Box::new(disk.marked(file.map_err(|error| Reason::Host(error).at(&path))?)),
+        None => Box::new(disk),
+    })
+}
+
+/// The same file once more, without locks of its own: those of the first end with that.
+fn open_again(file: &File) -> io::Result<File> {
+    File::options().read(true).write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn raw(layer: FileLayer, options: &Options) -> Result<Box<dyn Disk>, Reason> {
@@ -223,10 +234,10 @@ impl Access {
 
     /// Opens one file.
     fn layer(self, path: &Path, format: Option<Format>) -> Result<FileLayer, Error> {
-        self.try_layer(path, format).map_err(|reason| reason.at(path))
+        self.try_layer(path, format, true).map_err(|reason| reason.at(path))
     }
 
-    fn try_layer(self, path: &Path, format: Option<Format>) -> Result<FileLayer, Reason> {
+    fn try_layer(self, path: &Path, format: Option<Format>, may_repair: bool) -> Result<FileLayer, Reason> {
         let (file, metadata) = open_file(path, self.write)?;
         if self.locked {
             lock(&file, self.write)?;
@@ -240,15 +251,46 @@ impl Access {
             Format::Raw => None,
             Format::Qcow2 => Some(Header::read(&file)?),
         };
+        if self.locked && may_repair && self.is_to_be_repaired(&file, header.as_ref())? {
+            drop(file);
+            repair_unclosed(path)?;
+            return self.try_layer(path, Some(format), false);
+        }
         if let Some(header) = &header
             && self.locked
         {
             header.allow_use()?;
-            crate::qcow2::check_reachable(&file, header, self.write)?;
+            qcow2::check_reachable(&file, header, self.write)?;
         }
         let size = header.as_ref().map_or(len, |header| header.size);
         Ok(FileLayer { path: path.to_owned(), file, metadata, header, size })
     }
+}
+
+impl Access {
+    /// Whether an image's refcounts have to be made anew before it is used: it says so, or, in version 2, in which it cannot,
+    /// they are wrong.
+    fn is_to_be_repaired(self, file: &File, header: Option<&Header>) -> Result<bool, Reason> {
+        match header {
+            Some(header) if header.is_corrupt() => Ok(false),
+            Some(header) if header.version == 2 && self.write => qcow2::has_errors(file, header),
+            Some(header) => Ok(header.is_dirty()),
+            None => Ok(false),
+        }
+    }
+}
+
+/// Makes the refcounts of an image anew that was not closed properly.
+fn repair_unclosed(path: &Path) -> Result<(), Reason> {
+    let (_, after) = qcow2::repair(path).map_err(|error| match error.reason {
+        Reason::Host(_) => Reason::Dirty,
+        reason => reason,
+    })?;
+    if after.errors > 0 {
+        return Err(Reason::Damaged(after.told.into_iter().next().unwrap_or_default()));
+    }
+    log::warn!("{} was not closed properly; its refcounts were made anew", Name(path));
+    Ok(())
 }
 
 /// Opens a file, where it is one; a pipe or a socket is not even opened.
@@ -305,7 +347,7 @@ pub(crate) fn stack(
     let mut below = None;
     while let Some(layer) = layers.pop() {
         let (path, write) = (layer.path.clone(), write && layers.is_empty());
-        let made = crate::qcow2::caught(|| put(layer, below.take(), write, direct));
+        let made = qcow2::caught(|| put(layer, below.take(), write, direct));
         below = Some(made.map_err(|error| Reason::Host(error).at(&path))?);
     }
     Ok(below.expect("an image has at least one file"))

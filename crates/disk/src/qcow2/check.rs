@@ -91,6 +91,11 @@ pub fn repair(path: &Path) -> Result<(Findings, Findings), Error> {
     walk().map_err(|reason| reason.at(path))
 }
 
+/// Whether there are errors, in an image that is open and locked.
+pub(crate) fn has_errors(file: &File, header: &Header) -> Result<bool, Reason> {
+    Ok(Walk::new(file, header)?.findings()?.0.errors > 0)
+}
+
 /// How often each cluster is referred to; only pages with references are kept.
 #[derive(Debug, Default)]
 pub(super) struct Counts(BTreeMap<u64, Box<[u32]>>);

@@ -1,8 +1,13 @@
 //! An open qcow2 image: `imago`'s, with its panics and the locking between discards and all else.
+//!
+//! Refcounts reach the file later than what refers to clusters. While an image is written it is therefore marked as not
+//! closed properly: after a kill whoever opens it next makes the refcounts anew, from the tables.
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use imago::file::File;
 use imago::{FormatAccess, Mapping};
@@ -17,12 +22,62 @@ pub(crate) struct Qcow2Disk {
     len: u64,
     read_only: bool,
     cluster_size: u32,
+    /// Of an image that can be marked.
+    mark: Option<Mark>,
+}
+
+/// The mark of an image that was not closed properly.
+#[derive(Debug)]
+struct Mark {
+    /// The image.
+    file: fs::File,
+    is_set: Mutex<bool>,
+}
+
+/// Where it is in the header, and which bit it is.
+const MARK_OFFSET: u64 = 79;
+const MARK_BIT: u8 = 1;
+
+impl Mark {
+    /// Sets the mark before the first change.
+    fn set(&self) -> io::Result<()> {
+        let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*is_set {
+            self.put(MARK_BIT)?;
+            *is_set = true;
+        }
+        Ok(())
+    }
+
+    /// Takes the mark away.
+    fn clear(&self) -> io::Result<()> {
+        let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut *is_set) { self.put(0) } else { Ok(()) }
+    }
+
+    fn put(&self, bit: u8) -> io::Result<()> {
+        let mut byte = [0];
+        self.file.read_exact_at(&mut byte, MARK_OFFSET)?;
+        self.file.write_all_at(&[byte[0] & !MARK_BIT | bit], MARK_OFFSET)?;
+        self.file.sync_data()
+    }
 }
 
 impl Qcow2Disk {
     pub(crate) fn new(image: FormatAccess<File>, read_only: bool, cluster_size: u64) -> Self {
         let len = image.size();
-        Self { image: RwLock::new(image), len, read_only, cluster_size: cluster_size as u32 }
+        Self { image: RwLock::new(image), len, read_only, cluster_size: cluster_size as u32, mark: None }
+    }
+
+    /// Marks the image, whose file this is, from the first change until it is closed.
+    pub(crate) fn marked(mut self, file: fs::File) -> Self {
+        self.mark = Some(Mark { file, is_set: Mutex::new(false) });
+        self
+    }
+
+    /// Something is about to change.
+    fn changes(&self) -> io::Result<()> {
+        self.mark.as_ref().map_or(Ok(()), Mark::set)
     }
 
     /// Does something that keeps the clusters where they are.
@@ -38,6 +93,16 @@ impl Qcow2Disk {
     ) -> io::Result<T> {
         let mut image = self.image.write().unwrap_or_else(PoisonError::into_inner);
         caught(|| action(&mut image))
+    }
+}
+
+impl Drop for Qcow2Disk {
+    fn drop(&mut self) {
+        let Some(mark) = &self.mark else { return };
+        // What could not be flushed leaves the mark.
+        if let Err(error) = self.flush().and_then(|()| mark.clear()) {
+            log::error!("a qcow2 image cannot be closed properly: {error}");
+        }
     }
 }
 
@@ -69,6 +134,7 @@ impl Disk for Qcow2Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.changes()?;
         self.shared(|image| image.write(data, offset))
     }
 
@@ -83,6 +149,7 @@ impl Disk for Qcow2Disk {
     }
 
     fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.changes()?;
         match self.alone(|image| image.discard_to_any(offset, len)) {
             // A hint; version 2 cannot.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(()),
@@ -91,6 +158,7 @@ impl Disk for Qcow2Disk {
     }
 
     fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        self.changes()?;
         if unmap {
             match self.alone(|image| image.discard_to_zero(offset, len)) {
                 Err(error) if error.kind() == io::ErrorKind::Unsupported => {}

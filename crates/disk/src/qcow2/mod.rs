@@ -8,6 +8,7 @@ mod image;
 mod rebuild;
 mod tables;
 
+pub(crate) use check::has_errors;
 pub use check::{Findings, check, repair};
 pub use header::Header;
 pub(crate) use image::{Qcow2Disk, caught};

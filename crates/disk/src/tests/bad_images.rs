@@ -94,7 +94,6 @@ fn headers_that_cannot_be_are_refused_by_what_is_wrong() {
         (40, &[0, 0, 0, 0, 0x7f, 0, 0, 0], "truncated"),
         (56, &[0xff; 4], "refcount table"),
         (60, &[0xff; 4], "snapshots"),
-        (79, &[1], "not closed properly"),
         (79, &[2], "marked as damaged"),
         (79, &[4], "an external data file"),
         (79, &[8], "compression"),

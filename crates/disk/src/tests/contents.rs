@@ -222,3 +222,58 @@ fn refcounts_of_every_width_are_read_and_rebuilt() {
         assert!(whole(&path).unwrap() == model);
     }
 }
+
+/// What kill -9 leaves is the file as it is between two calls: there it holds all that was flushed, without errors.
+#[test]
+fn what_was_flushed_is_in_the_file_at_any_time() {
+    let folder = Folder::new();
+    for cluster_size in [512, 4096, 64 << 10] {
+        let path = folder.path("a.qcow2");
+        let creation = Creation {
+            cluster_size: Some(cluster_size),
+            replace: true,
+            ..Creation::new(&path, Format::Qcow2, SIZE)
+        };
+        create(&creation).unwrap();
+        let disk = open(&Options::new(&path)).unwrap();
+        let (mut model, mut random) = (vec![0; SIZE as usize], Random(17));
+        // Sectors that were written since the last flush may be either.
+        let mut unsure = vec![false; SIZE as usize / 512];
+        let copy = folder.path("copy.qcow2");
+        for step in 0..300 {
+            let offset = random.below(SIZE / 512 - 300) * 512;
+            let len = (random.below(300) + 1) * 512;
+            let range = offset as usize..(offset + len) as usize;
+            match random.below(4) {
+                0 | 1 => {
+                    model[range.clone()].fill(step as u8 | 1);
+                    disk.write(offset, &model[range.clone()]).unwrap();
+                    unsure[range.start / 512..range.end / 512].fill(true);
+                }
+                2 => {
+                    model[range.clone()].fill(0);
+                    disk.write_zeroes(offset, len, true).unwrap();
+                    unsure[range.start / 512..range.end / 512].fill(true);
+                }
+                _ => {
+                    disk.flush().unwrap();
+                    unsure.fill(false);
+                }
+            }
+            if step % 5 == 0 {
+                std::fs::copy(&path, &copy).unwrap();
+                let found = check(&copy).unwrap();
+                assert!(found.errors == 0 || found.dirty, "step {step}: {:?}", found.told);
+                let kept = whole(&copy).unwrap();
+                for (sector, _) in unsure.iter().enumerate().filter(|&(_, unsure)| !unsure) {
+                    let range = sector * 512..sector * 512 + 512;
+                    assert!(kept[range.clone()] == model[range], "step {step}: sector {sector} is lost");
+                }
+                let found = check(&copy).unwrap();
+                assert!(found.is_clean(), "opening it repaired it: {found:?}");
+            }
+        }
+        drop(disk);
+        assert!(check(&path).unwrap().is_clean());
+    }
+}
