@@ -10,11 +10,12 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ringside::guest::root_disk;
 use vmm::config::{
-    DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig, VIRTIO_FEATURES,
+    DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig, ShareConfig,
+    VIRTIO_FEATURES,
 };
 
 use crate::disk_options::{self, DiskCommand};
-use crate::{exit_status, size};
+use crate::{exit_status, share_options, size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +26,8 @@ Examples:
   ringside run --kernel vmlinuz --initrd initrd.img --cmdline 'console=ttyS0'
   ringside run --package python3 --exec 'python3 --version'
                                             with Debian's packages in the guest
+  ringside run --share . --exec 'ls /mnt/share'
+                                            with a folder of the host in the guest
   echo 'dmesg | tail' | ringside            a script on stdin; its end powers off
   ringside guest build debian -o disk.img   a disk with Debian on it, to work in; then:
   ringside run --disk disk.img              boot it to a login
@@ -224,6 +227,14 @@ pub struct RunArgs {
     #[arg(long, value_name = "COMMAND", conflicts_with = "kernel", allow_hyphen_values = true)]
     #[arg(value_parser = exec_command, help_heading = "Guest")]
     pub exec: Option<String>,
+    /// Boot the distribution in this folder of the host: its files are the guest's root file system
+    ///
+    /// The default guest's kernel mounts it and starts its /sbin/init; with --exec, its /bin/sh runs the command. With
+    /// readonly=on the folder stays as it is: what the guest writes is in memory, and gone at the end. The other options
+    /// are those of --share.
+    #[arg(long, value_name = "DIR[,readonly=on][,as=fs|9p]", value_parser = share_options::root)]
+    #[arg(conflicts_with_all = ["kernel", "firmware", "initrd", "packages"], help_heading = "Guest")]
+    pub root: Option<ShareConfig>,
     /// How the kernel is entered
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto", help_heading = "Guest")]
     pub boot: Boot,
@@ -281,6 +292,17 @@ pub struct RunArgs {
     /// Do not boot the system that a disk has: a shell beside it, to repair it
     #[arg(long, conflicts_with_all = ["kernel", "firmware"], help_heading = "Guest")]
     pub rescue: bool,
+    /// Share a folder of the host: DIR[,tag=TAG][,readonly=on][,as=fs|9p][,cache=auto|always|none]; may be given often
+    ///
+    /// The default guests mount it at /mnt/TAG; another Linux does with `mount -t virtiofs TAG /mnt`, or for as=9p with
+    /// `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. The tag is `share`, then `share2` …, where none is given.
+    /// The guest cannot leave the folder: symbolic links lead where they point in the guest. Its root has the files of
+    /// the user that Ringside runs as. Owners, set-user-id bits and devices that it makes are kept in the extended
+    /// attribute user.ringside.owner, never on the host's files themselves; where Ringside runs as root, owners are the
+    /// host's. With cache=auto, changes on the host are seen within a second; cache=always is for folders that nobody
+    /// else changes.
+    #[arg(long, value_name = "DIR[,tag=TAG,...]", value_parser = share_options::share, help_heading = "Machine")]
+    pub share: Vec<ShareConfig>,
     /// Give the guest random bytes of the host through a virtio entropy device
     #[arg(long, help_heading = "Machine")]
     pub rng: bool,

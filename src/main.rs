@@ -12,6 +12,7 @@ mod keys;
 mod logger;
 mod root_disk;
 mod run;
+mod share_options;
 mod size;
 mod stats;
 mod terminal;

@@ -21,7 +21,12 @@ pub struct RootDisk {
 /// Where packages for the initramfs were asked for as well: the system would not see them.
 pub fn find(args: &RunArgs) -> anyhow::Result<Option<RootDisk>> {
     let Some(image) = args.disk.first().map(|disk| &disk.image) else { return Ok(None) };
-    if args.kernel.is_some() || args.firmware.is_some() || args.initrd.is_some() || args.rescue {
+    if args.kernel.is_some()
+        || args.firmware.is_some()
+        || args.initrd.is_some()
+        || args.root.is_some()
+        || args.rescue
+    {
         return Ok(None);
     }
     // A disk that cannot be read is an error of the machine's, which knows more of it.

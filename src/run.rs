@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use ringside::guest::{self, GuestFiles};
 use vmm::boot::Protocol;
-use vmm::config::{self, BootConfig, FirmwareConfig};
+use vmm::config::{self, BootConfig, FirmwareConfig, ShareConfig, ShareKind};
 use vmm::input::Input;
 use vmm::machine::SerialLine;
 use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary, Translation};
@@ -17,7 +17,7 @@ use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, Jit, RunArgs};
 use crate::console::{self, Present};
 use crate::root_disk::{self, HeldInput, RootDisk};
 use crate::terminal::{self, RawMode};
-use crate::{exit_status, stats};
+use crate::{exit_status, share_options, stats};
 
 /// The port that the default guests report a command's status at.
 const EXEC_STATUS_PORT: u16 = 0xf4;
@@ -111,6 +111,7 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         transport: args.transport.into(),
         virtio_withheld: args.withheld_features(),
         disks: args.disk.clone(),
+        shares: share_options::with_tags(args.root.as_ref(), &args.share),
         rng: args.rng,
         fw_cfg: args.fw_cfg.clone(),
         debug_console: args.debug_console.clone(),
@@ -194,10 +195,26 @@ fn named_guest(args: &RunArgs, files: GuestFiles, root: Option<RootDisk>) -> Boo
         kernel: if args.boot == Boot::Stub { files.bzimage } else { files.kernel },
         initrd: Some(args.initrd.clone().unwrap_or(files.initrd)),
         modules: Vec::new(),
-        overlay: args.exec.as_deref().map(guest::initramfs::exec_overlay).unwrap_or_default(),
+        overlay: overlay(args),
         cmdline,
         protocol: protocol(args.boot),
     }
+}
+
+/// What is appended to the guest's initramfs: the command, and which folders it is to mount.
+fn overlay(args: &RunArgs) -> Vec<u8> {
+    let mut overlay = args.exec.as_deref().map(guest::initramfs::exec_overlay).unwrap_or_default();
+    let shares = share_options::with_tags(args.root.as_ref(), &args.share);
+    if !shares.is_empty() {
+        let line = |share: &ShareConfig| {
+            let kind = if share.kind == ShareKind::Fs { "virtiofs" } else { "9p" };
+            format!("{} {kind} {}\n", share.tag, if share.read_only { "ro" } else { "rw" })
+        };
+        let (root, others) = shares.split_at(usize::from(args.root.is_some()));
+        let others: String = others.iter().map(line).collect();
+        overlay.extend(guest::initramfs::shares_overlay(root.first().map(line).as_deref(), &others));
+    }
+    overlay
 }
 
 /// Where the serial ports lead: the console to this terminal, or with `--exec` the command's lines to ours.

@@ -29,6 +29,30 @@ coldplug acpi
 [ -z "$found" ] || { coldplug virtio; coldplug nd; }
 ip link set lo up
 
+# Mounts a folder of the host: its tag, its type, ro or rw, where to.
+share() {
+    case $2 in
+    virtiofs) modprobe -q virtiofs; mount -t virtiofs -o "$3" "$1" "$4" ;;
+    9p)
+        modprobe -a -q 9pnet_virtio 9p
+        mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,$3" "$1" "$4"
+        ;;
+    esac
+}
+# Mounts those that the machine names below mnt in a folder.
+shares() {
+    [ -f /ringside/shares ] || return 0
+    while read -r tag type access; do
+        mkdir -p "$1/mnt/$tag"
+        if share "$tag" "$type" "$access" "$1/mnt/$tag"; then
+            echo "ringside: the host's folder $tag is at /mnt/$tag"
+        else
+            echo "ringside: the host's folder $tag cannot be mounted at /mnt/$tag"
+        fi
+    done < /ringside/shares
+    unset tag type access
+}
+
 # A disk that has a system of its own: the machine says which.
 if [ -n "$RINGSIDE_ROOT" ]; then
     give_up() {
@@ -50,6 +74,7 @@ if [ -n "$RINGSIDE_ROOT" ]; then
             rm -rf "$modules.new"
         fi
     fi
+    shares /mnt
     if [ ! -f /ringside/exec ]; then
         umount /tmp
         for folder in dev proc sys run; do mount -o move "/$folder" "/mnt/$folder"; done
@@ -60,6 +85,13 @@ if [ -n "$RINGSIDE_ROOT" ]; then
     for folder in dev dev/pts dev/shm proc sys run tmp; do mount -o bind "/$folder" "/mnt/$folder"; done
     cp /ringside/exec /run/ringside-exec
     cat /mnt/etc/hostname > /proc/sys/kernel/hostname
+else
+    shares ""
+fi
+newroot=
+if [ -f /ringside/root ]; then
+    newroot=/newroot
+    . /ringside/root.sh
 fi
 
 if [ -f /ringside/exec ]; then
@@ -83,15 +115,34 @@ if [ -f /ringside/exec ]; then
         status=$?
         # What the command left running may keep the disk busy; then what is written at least is on it.
         sync
+        [ ! -f /ringside/shares ] || umount /mnt/mnt/*
         umount -l /mnt/tmp /mnt/run /mnt/sys /mnt/proc /mnt/dev/shm /mnt/dev/pts /mnt/dev
         umount /mnt || umount -r /mnt
+    elif [ -n "$newroot" ]; then
+        command=$(cat /ringside/exec)
+        PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+            /ringside/bin/chroot "$newroot" /bin/sh -c "$command" < /dev/null >&3 2>&4 3>&- 4>&-
+        status=$?
     else
         PATH=$programs "$shell" /ringside/exec < /dev/null >&3 2>&4 3>&- 4>&-
         status=$?
     fi 2> /dev/null
+    # The host is to have what was written to its folders.
+    [ ! -f /ringside/shares ] || sync
     /ringside/report $status <&3 >&4
     # The machine has no debug-exit port.
     exec poweroff -f
+fi
+
+if [ -n "$newroot" ]; then
+    for init in /sbin/init /etc/init /bin/init; do
+        if [ -x "$newroot$init" ] || [ -L "$newroot$init" ]; then
+            unset echo alias file
+            PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+            exec /ringside/bin/switch_root "$newroot" "$init"
+        fi
+    done
+    echo "ringside: the root folder has no /sbin/init; this is its shell"
 fi
 
 # The shell's terminal is the last console, under its own name.
@@ -104,5 +155,11 @@ stty rows "${LINES:-24}" cols "${COLUMNS:-80}" $echo
 unset LINES COLUMNS echo alias file
 cd /root
 export PS1='root@\h:\w# '
-PATH=$programs /ringside/bin/setsid -c /ringside/bin/sh < "$console" > "$console" 2>&1
-exec poweroff -f
+if [ -n "$newroot" ]; then
+    export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+    /ringside/bin/setsid -c /ringside/bin/chroot "$newroot" /bin/sh < "$console" > "$console" 2>&1
+else
+    PATH=$programs /ringside/bin/setsid -c /ringside/bin/sh < "$console" > "$console" 2>&1
+fi
+[ ! -f /ringside/shares ] || /ringside/bin/sync
+exec /ringside/bin/poweroff -f

@@ -18,6 +18,8 @@ use super::{GuestError, report};
 
 /// The init script.
 const INIT: &str = include_str!("init.sh");
+/// What it reads where a folder of the host is the root file system.
+const ROOT: &str = include_str!("root.sh");
 /// The buses that init looks at.
 const BUSES: &[&str] = &["pci", "acpi", "virtio", "nd"];
 
@@ -38,7 +40,7 @@ const APPLETS: &str = "[ [[ acpid arp arping ascii ash awk base64 basename bc bl
 
 /// What init calls: busybox's, whatever a package puts into `/bin`.
 const INIT_APPLETS: &str =
-    "cat chroot cp ip modprobe mount mv poweroff rm setsid sh sleep stty switch_root sync umount uname";
+    "cat chroot cp ip mkdir modprobe mount mv poweroff rm setsid sh sleep stty switch_root sync umount uname";
 
 const FSTAB: &str = "proc /proc proc nosuid,nodev,noexec 0 0
 sys /sys sysfs nosuid,nodev,noexec 0 0
@@ -137,6 +139,7 @@ pub(super) fn system() -> Vec<u8> {
         .and_then(|()| archive.folder("ringside/bin"))
         .and_then(|()| INIT_APPLETS.split_whitespace().try_for_each(|name| link(&mut archive, name)))
         .and_then(|()| archive.file("ringside/report", 0o755, &report::program()))
+        .and_then(|()| archive.file("ringside/root.sh", 0o644, ROOT.as_bytes()))
         .and_then(|()| archive.file("init", 0o755, INIT.as_bytes()))
         .and_then(|()| archive.finish());
     debug_assert!(written.is_ok(), "a vector takes everything");
@@ -186,6 +189,20 @@ pub fn exec_overlay(command: &str) -> Vec<u8> {
     let written = archive
         .folder("ringside")
         .and_then(|()| archive.file("ringside/exec", 0o700, command.as_bytes()))
+        .and_then(|()| archive.finish());
+    debug_assert!(written.is_ok(), "a vector takes everything");
+    bytes
+}
+
+/// An archive to append to the initramfs: which folders of the host init mounts, a line `TAG TYPE ro|rw` each. The one that
+/// is the root file system stands apart.
+pub fn shares_overlay(root: Option<&str>, shares: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut archive = Archive::new(&mut bytes);
+    let written = archive
+        .folder("ringside")
+        .and_then(|()| root.map_or(Ok(()), |root| archive.file("ringside/root", 0o600, root.as_bytes())))
+        .and_then(|()| archive.file("ringside/shares", 0o600, shares.as_bytes()))
         .and_then(|()| archive.finish());
     debug_assert!(written.is_ok(), "a vector takes everything");
     bytes

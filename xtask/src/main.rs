@@ -10,12 +10,12 @@ use anyhow::Context;
 
 const HELP: &str = "\
 cargo xtask check                  everything that must hold before a change lands: .ci/run
-cargo xtask bench [NAME [ARGS…]]   all benchmarks, or one: boot, interpreter, ledger
+cargo xtask bench [NAME [ARGS…]]   all benchmarks, or one: boot, interpreter, ledger, share
 cargo xtask fuzz-isa [OPTIONS]     the software CPU against the host's processor, until they differ:
                                    --seed N, --first N, --cases N, --mode 64|32|16, --programs 1,
                                    --only MNEMONIC";
 /// Each is a `[[bench]]` of the root crate, the quick ones first.
-const BENCHES: [&str; 3] = ["ledger", "interpreter", "boot"];
+const BENCHES: [&str; 4] = ["ledger", "interpreter", "boot", "share"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

@@ -11,7 +11,7 @@
 //! A [`Device`] sees requests, never rings or registers: [`transport`] negotiates and notifies, [`queue`] reads and
 //! writes the rings. When the driver is ready the device is given a [`QueueHandle`] for each queue. Handles may go to any
 //! thread: what is completed through them raises the queue's interrupt where the driver wants one. A device that can
-//! answer at once does so in [`Device::notify`], with [`QueueHandle::serve`].
+//! answer at once does so in [`Device::notify`], with [`QueueHandle::serve`]. [`share`] is what the two devices with folders of the host have in common.
 //!
 //! Everything in guest memory is hostile: a ring that breaks the rules ends in [`queue::QueueError`], which puts the
 //! device into the state that asks the driver for a reset, with the reason in the log, and never more. Devices know no
@@ -22,10 +22,13 @@
 
 pub mod block;
 pub mod features;
+pub mod fs;
 mod handle;
 pub mod memory;
+pub mod p9;
 pub mod queue;
 pub mod rng;
+pub mod share;
 pub mod transport;
 
 #[cfg(any(test, feature = "testing"))]

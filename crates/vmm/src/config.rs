@@ -8,6 +8,7 @@ use devices::fw_cfg::MAX_NAME;
 use crate::boot::Protocol;
 use crate::layout::{self, LayoutError};
 pub use crate::layout::{MAX_MEMORY, MIN_MEMORY};
+pub use crate::shares::{MAX_TAG as MAX_SHARE_TAG, ShareCache, ShareConfig, ShareKind};
 pub use virtio::block::Limits;
 pub use virtio::features::OPTIONAL as VIRTIO_FEATURES;
 
@@ -38,6 +39,8 @@ pub struct MachineConfig {
     pub virtio_withheld: u64,
     /// Disks, in their order.
     pub disks: Vec<DiskConfig>,
+    /// Folders of the host.
+    pub shares: Vec<ShareConfig>,
     /// Whether the guest gets random bytes from the host.
     pub rng: bool,
     /// More files of the firmware configuration device.
@@ -185,6 +188,14 @@ pub enum ConfigError {
     /// More files than there are keys for in practice.
     #[error("{0} files for fw_cfg are too many: the most is {MAX_FW_CFG_FILES}")]
     FwCfgCount(usize),
+    /// A tag that a shared folder cannot have.
+    #[error(
+        "{0:?} is no tag for a share: it has 1 to {MAX_SHARE_TAG} letters, digits and - _ . +, and begins with a letter or digit"
+    )]
+    ShareTag(String),
+    /// The same tag twice.
+    #[error("two shares have the tag {0:?}")]
+    ShareTwice(String),
     /// A command line that would end early.
     #[error("the kernel's command line holds a NUL character at byte {0}")]
     CmdlineNul(usize),
@@ -203,6 +214,7 @@ impl MachineConfig {
             transport: Transport::default(),
             virtio_withheld: 0,
             disks: Vec::new(),
+            shares: Vec::new(),
             rng: false,
             fw_cfg: Vec::new(),
             debug_console: None,
@@ -228,6 +240,7 @@ impl MachineConfig {
             return Err(ConfigError::LockstepEngine);
         }
         self.check_fw_cfg()?;
+        crate::shares::check(&self.shares)?;
         let nul = match &self.boot {
             Boot::Kernel(boot) => boot.cmdline.find('\0'),
             Boot::Firmware(_) => None,

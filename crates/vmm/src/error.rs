@@ -25,6 +25,14 @@ pub enum BuildError {
     /// An image that cannot be a disk.
     #[error("{} is no disk: {}", disk::Name(&.0.path), .0.reason)]
     Disk(#[from] disk::Error),
+    /// What cannot be a shared folder.
+    #[error("{} cannot be shared: {reason}", path.display())]
+    Share {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// More devices than the bus has slots.
     #[error("{0} devices are too many: the PCI bus has 31 slots")]
     Slots(usize),

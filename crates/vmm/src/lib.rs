@@ -31,6 +31,7 @@ pub mod output;
 mod pci_devices;
 pub mod platform;
 mod registers;
+mod shares;
 mod sleep;
 mod smbios;
 mod start;

@@ -1,0 +1,260 @@
+//! Names: making, linking, moving and removing them.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+
+use super::nodes::NodeId;
+use super::ownership::{self, Caller, Ownership, kind};
+use super::{Entry, Errno, Folder, HandleId, Open, Result, check_name, key_of, link_to, open_path, stat};
+
+pub use rustix::fs::RenameFlags;
+
+/// The longest text of a symbolic link, in bytes.
+const MAX_LINK: usize = 4095;
+
+impl Folder {
+    /// Makes a file and opens it, or opens the one that is there unless the flags want it to be new.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn create(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        flags: OFlags,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<(Entry, HandleId)> {
+        self.writable()?;
+        check_name(name)?;
+        let folder = self.folder(parent)?;
+        self.check_room()?;
+        let mode = kind::FILE | mode & !kind::MASK;
+        match self.make_file(&folder, name, flags, mode) {
+            Ok(file) => {
+                let entry = self.found(parent, &folder, name, (mode, 0), caller)?;
+                match self.add(Open::File(entry.node, Arc::new(file.into()))) {
+                    Ok(handle) => Ok((entry, handle)),
+                    Err(error) => self.give_back(entry, error),
+                }
+            }
+            Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => {
+                let entry = self.find(parent, &folder, name)?;
+                match self.open_file(entry.node, flags) {
+                    Ok(handle) => Ok((entry, handle)),
+                    Err(error) => self.give_back(entry, error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes back the reference of an entry that the guest does not get.
+    fn give_back<T>(&self, entry: Entry, error: Errno) -> Result<T> {
+        self.forget(entry.node, 1);
+        Err(error)
+    }
+
+    /// A new file, open.
+    fn make_file(&self, folder: &OwnedFd, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd> {
+        let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let flags = self.allowed(flags)? - OFlags::TRUNC;
+        rustix::fs::openat(folder, name, flags | new, self.ids.host_mode(mode).into())
+    }
+
+    /// Makes a file, a pipe, a socket or a device; a device is an empty file on the host.
+    ///
+    /// # Errors
+    /// The host's; `EPERM` for a device that cannot be noted beside its file.
+    pub fn make_node(
+        &self,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        rdev: u32,
+        caller: Caller,
+    ) -> Result<Entry> {
+        self.writable()?;
+        check_name(name)?;
+        let folder = self.folder(parent)?;
+        let host = Mode::from(self.ids.host_mode(mode));
+        let rdev = match mode & kind::MASK {
+            kind::FILE | 0 => {
+                self.make_file(&folder, name, OFlags::WRONLY, mode)?;
+                0
+            }
+            kind::FIFO | kind::SOCKET => {
+                let kind = FileType::from_raw_mode(mode & kind::MASK);
+                rustix::fs::mknodat(&*folder, name, kind, host, 0)?;
+                0
+            }
+            kind::CHAR | kind::BLOCK => {
+                self.make_file(&folder, name, OFlags::WRONLY, mode)?;
+                rdev
+            }
+            _ => return Err(Errno::INVAL),
+        };
+        let mode = if mode & kind::MASK == 0 { mode | kind::FILE } else { mode };
+        let made = self.found(parent, &folder, name, (mode, rdev), caller);
+        if matches!(mode & kind::MASK, kind::CHAR | kind::BLOCK) {
+            let shown = made
+                .as_ref()
+                .is_ok_and(|entry| entry.attributes.owner.mode & kind::MASK == mode & kind::MASK);
+            if !shown {
+                if let Ok(entry) = made {
+                    self.forget(entry.node, 1);
+                }
+                rustix::fs::unlinkat(&*folder, name, AtFlags::empty())?;
+                return Err(Errno::PERM);
+            }
+        }
+        made
+    }
+
+    /// Makes a folder.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn make_folder(&self, parent: NodeId, name: &[u8], mode: u32, caller: Caller) -> Result<Entry> {
+        self.writable()?;
+        check_name(name)?;
+        let folder = self.folder(parent)?;
+        let mut mode = kind::FOLDER | mode & !kind::MASK;
+        if self.nodes().inherits_group(parent) {
+            mode |= ownership::SET_GROUP;
+        }
+        rustix::fs::mkdirat(&*folder, name, self.ids.host_mode(mode).into())?;
+        self.found(parent, &folder, name, (mode, 0), caller)
+    }
+
+    /// Makes a symbolic link; its text is for the guest to understand.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn make_link(&self, parent: NodeId, name: &[u8], text: &[u8], caller: Caller) -> Result<Entry> {
+        self.writable()?;
+        check_name(name)?;
+        if text.len() > MAX_LINK {
+            return Err(Errno::NAMETOOLONG);
+        }
+        let folder = self.folder(parent)?;
+        rustix::fs::symlinkat(text, &*folder, name)?;
+        self.found(parent, &folder, name, (kind::LINK | 0o777, 0), caller)
+    }
+
+    /// What was just made, given to whom it belongs. Where the host can have that nowhere, it is as the host made it.
+    fn found(
+        &self,
+        parent: NodeId,
+        folder: &Arc<OwnedFd>,
+        name: &[u8],
+        (mode, rdev): (u32, u32),
+        caller: Caller,
+    ) -> Result<Entry> {
+        let stat = stat(folder.as_fd(), name)?;
+        let natural = self.ids.natural(&stat);
+        let inherits = self.nodes().inherits_group(parent);
+        let gid = match inherits {
+            true => self.attributes(parent)?.owner.gid,
+            false => caller.gid,
+        };
+        let wanted = Ownership { uid: caller.uid, gid, mode, rdev };
+        let is_link = mode & kind::MASK == kind::LINK;
+        let same = natural == wanted || (is_link && (natural.uid, natural.gid) == (wanted.uid, wanted.gid));
+        if !same && let Err(error) = self.adopt(folder, name, natural, wanted) {
+            log::debug!("share: what was made cannot belong to {}:{gid}: {error}", caller.uid);
+        }
+        let entry = self.find(parent, folder, name)?;
+        Ok(entry)
+    }
+
+    /// Gives what has just been made to whom it is to belong.
+    fn adopt(&self, folder: &Arc<OwnedFd>, name: &[u8], natural: Ownership, wanted: Ownership) -> Result<()> {
+        if wanted.mode & kind::MASK == kind::LINK {
+            if !self.ids.is_root() {
+                return Err(Errno::PERM);
+            }
+            let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
+            return rustix::fs::chownat(&**folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW);
+        }
+        let file = Arc::new(open_path(folder.as_fd(), name)?);
+        let stat = stat(file.as_fd(), b"")?;
+        self.own(&file, &stat, natural, wanted)
+    }
+
+    /// Gives a file one more name.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn link(&self, node: NodeId, parent: NodeId, name: &[u8]) -> Result<Entry> {
+        self.writable()?;
+        check_name(name)?;
+        let (file, folder) = (self.descriptor(node)?, self.folder(parent)?);
+        if self.nodes().identity(node)?.kind == kind::FOLDER {
+            return Err(Errno::PERM);
+        }
+        let path = link_to(file.as_fd());
+        rustix::fs::linkat(rustix::fs::CWD, path, &*folder, name, AtFlags::SYMLINK_FOLLOW)?;
+        self.find(parent, &folder, name)
+    }
+
+    /// Removes a name: a folder's, which must be empty, or another file's.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn remove(&self, parent: NodeId, name: &[u8], is_folder: bool) -> Result<()> {
+        self.writable()?;
+        check_name(name)?;
+        let folder = self.folder(parent)?;
+        self.keep_usable(&folder, name);
+        let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        rustix::fs::unlinkat(&*folder, name, flags)
+    }
+
+    /// Moves a name, or exchanges two.
+    ///
+    /// # Errors
+    /// The host's; `EINVAL` for what the host would do beside moving.
+    pub fn rename(&self, from: (NodeId, &[u8]), to: (NodeId, &[u8]), flags: RenameFlags) -> Result<()> {
+        self.writable()?;
+        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
+            return Err(Errno::INVAL);
+        }
+        check_name(from.1)?;
+        check_name(to.1)?;
+        let (source, target) = (self.folder(from.0)?, self.folder(to.0)?);
+        let moved = self.known(&source, from.1);
+        let other = self.known(&target, to.1);
+        if !flags.contains(RenameFlags::EXCHANGE) && moved != other {
+            self.keep_usable(&target, to.1);
+        }
+        rustix::fs::renameat_with(&*source, from.1, &*target, to.1, flags)?;
+        let mut nodes = self.nodes();
+        if let Some(moved) = moved {
+            nodes.place(moved, to.0, to.1);
+        }
+        if let Some(other) = other.filter(|_| flags.contains(RenameFlags::EXCHANGE)) {
+            nodes.place(other, from.0, from.1);
+        }
+        Ok(())
+    }
+
+    /// The node of a name, where the guest knows it.
+    fn known(&self, folder: &Arc<OwnedFd>, name: &[u8]) -> Option<NodeId> {
+        let key = key_of(&stat(folder.as_fd(), name).ok()?);
+        self.nodes().find(key)
+    }
+
+    /// Keeps a descriptor of a file whose name goes away while the guest uses it, or that has other names.
+    fn keep_usable(&self, folder: &Arc<OwnedFd>, name: &[u8]) {
+        let Ok(stat) = stat(folder.as_fd(), name) else { return };
+        let Some(node) = self.nodes().find(key_of(&stat)) else { return };
+        let is_file = u32::from(stat.stx_mode) & kind::MASK == kind::FILE;
+        let used = stat.stx_nlink > 1 || !is_file || self.is_open(node);
+        if used && self.descriptor(node).is_ok() {
+            self.nodes().pin(node);
+        }
+    }
+}
