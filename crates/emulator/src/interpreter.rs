@@ -506,14 +506,16 @@ impl Interpreter {
     #[inline(always)]
     pub(crate) fn regime(&self) -> Regime {
         // Outside 64-bit mode the same RIP is another place in another code segment.
-        (u64::from(self.cpu.mode.0) | self.cpu.mmu.tlb.fetch_regime() << 16) ^ self.cpu.bases[1] << 32
+        let mmu = &self.cpu.mmu;
+        let fetches = mmu.tlb.fetch_regime(mmu.fetch_view());
+        (u64::from(self.cpu.mode.0) | fetches << 16) ^ self.cpu.bases[1] << 32
     }
 
     /// Finds or decodes the block at an address. [`NO_BLOCK`] where the code cannot be kept.
     #[inline(never)]
     fn look_up(&mut self, rip: u64, regime: Regime) -> Result<u32, Stop> {
         let linear = self.fetch_linear(rip)?;
-        let target = self.cpu.target(self.cpu.mmu.view, linear, Access::Fetch)?;
+        let target = self.cpu.target(self.cpu.mmu.fetch_view(), linear, Access::Fetch)?;
         let Some(offset) = target.offset() else { return Ok(NO_BLOCK) };
         if self.cpu.breakpoints.in_code_page(linear) {
             return Ok(NO_BLOCK);
@@ -631,7 +633,7 @@ impl Interpreter {
         let mut bytes = [0; 15];
         let all = self.code_left(rip).min(15);
         let first = (4096 - (linear & 0xfff) as usize).min(all);
-        let view = self.cpu.mmu.view;
+        let view = self.cpu.mmu.fetch_view();
         self.cpu.fetch_bytes(view, linear, &mut bytes[..first])?;
         let decoded = self.cpu.decode(rip, &bytes[..first], 1, insns);
         if !decoded.truncated {

@@ -6,7 +6,7 @@ use x86::descriptor::Attributes;
 use x86::{Exception, SegmentRegister, Vector};
 
 use super::tlb::{Allowed, Mapping};
-use super::{Access, View};
+use super::{Access, Translation, View};
 use crate::cpu::Cpu;
 use crate::insn::{FLAT, Insn, Stop, flag};
 use crate::width::Width;
@@ -272,8 +272,8 @@ impl Cpu {
             write: access == Access::Write && cached && translation.writable && !location.read_only,
             fetch: translation.executable,
         };
-        let (size_bits, key) = (translation.size_bits, translation.key);
-        self.mmu.tlb.insert(view, linear, Mapping { offset, allowed, size_bits, key });
+        let Translation { size_bits, key, global, .. } = translation;
+        self.mmu.tlb.insert(view, linear, Mapping { offset, allowed, size_bits, key, global });
         Ok(if location.read_only { Target::ReadOnly(offset) } else { Target::Ram(offset) })
     }
 

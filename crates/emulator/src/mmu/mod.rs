@@ -72,6 +72,12 @@ impl Mmu {
         Self { tlb: Tlb::new(), paging: Paging::default(), view: View::Supervisor, executing: [NO_PAGE; 2] }
     }
 
+    /// The view that instructions are fetched with: RFLAGS.AC is of no concern to them.
+    #[inline(always)]
+    pub fn fetch_view(&self) -> View {
+        if self.view == View::SupervisorUnguarded { View::Supervisor } else { self.view }
+    }
+
     /// Follows a change of CPL or RFLAGS.AC.
     pub fn set_view(&mut self, cpl: u8, ac: bool) {
         self.view = match (cpl == 3, ac || !self.paging.smap) {

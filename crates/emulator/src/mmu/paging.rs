@@ -50,6 +50,8 @@ pub struct Paging {
     pub(super) page_size_extension: bool,
     /// Whether there are pages of 1 GiB.
     pub(super) huge_pages: bool,
+    /// CR4.PGE.
+    pub(super) global_pages: bool,
     /// Address bits in an entry that must be zero.
     pub(super) reserved: u64,
     /// The same of a 4-MiB page's entry.
@@ -84,6 +86,7 @@ impl Paging {
             execute_disable: efer.contains(Efer::NXE),
             page_size_extension: cr4.contains(Cr4::PSE),
             huge_pages: sizes.huge_pages,
+            global_pages: cr4.contains(Cr4::PGE),
             reserved: x86::paging::ADDRESS_MASK & !((1 << sizes.physical_bits) - 1),
             reserved_4m: reserved_of_4m(sizes.physical_bits),
             masks_supervisor: cr4.contains(Cr4::LAM_SUP),

@@ -1,4 +1,8 @@
 //! The translation cache: for each address space and view a direct-mapped table of pages.
+//!
+//! Global pages outlive a change of the address space, and an operating system's own pages are global: all address spaces
+//! share one table for [`View::Supervisor`]. What else gets into it is dropped when the space changes. Where that is
+//! much, each space has a table of its own for that view as well.
 
 use super::{Access, View};
 use guest_memory::Offset;
@@ -10,6 +14,10 @@ const SIZE: usize = ENTRIES * VIEWS;
 const PAGE: u64 = !0xfff;
 /// Address spaces whose translations are kept.
 const SPACES: usize = 8;
+/// The table of [`View::Supervisor`] that the address spaces share.
+const SHARED: usize = SPACES;
+/// Pages in it that are not global, at most: with more, each space has a table of its own.
+const MOST_PRIVATE: usize = 256;
 /// Fills that a table remembers one by one; after more, a flush empties all of it.
 const LOG: usize = 2048;
 
@@ -103,6 +111,8 @@ pub struct Mapping {
     pub size_bits: u8,
     /// The page's protection key, where a register says what the key allows; else 0.
     pub key: u8,
+    /// Whether it is the same in every address space.
+    pub global: bool,
 }
 
 /// What a page may be used for without looking again.
@@ -130,8 +140,16 @@ enum Stored {
 
 /// The translation cache.
 pub struct Tlb {
-    tables: Box<[Table; SPACES]>,
+    tables: Box<[Table; SPACES + 1]>,
     current: usize,
+    /// Which table each view's entries are in.
+    of_view: [usize; VIEWS],
+    /// Whether [`View::Supervisor`] is shared.
+    shares: bool,
+    /// The entries of the shared table that are not global.
+    private: Vec<u16>,
+    /// Whether instructions may have been fetched through one of them.
+    private_fetch: bool,
     /// The space that is given up next.
     next: usize,
     /// One bit for each hash of a 2-MiB page in which part of a large page is cached.
@@ -158,11 +176,15 @@ impl Tlb {
         Self {
             tables: Box::new(std::array::from_fn(|n| Table::new(n as u64))),
             current: 0,
+            of_view: [SHARED, 0, 0, 0],
+            shares: true,
+            private: Vec::new(),
+            private_fetch: false,
             next: 1,
             large: [0; 64],
             huge: [0; 64],
             keys: 0,
-            last_fetches: SPACES as u64,
+            last_fetches: SPACES as u64 + 1,
             fetched: [0; 64],
             stored: Vec::new(),
             ram: 0,
@@ -170,11 +192,16 @@ impl Tlb {
         }
     }
 
-    /// Names the present address space and the state of its translations for fetches: what was remembered of fetches
-    /// under a name is good whenever the name is the same.
+    /// Names the translations for fetches, and their state: what was remembered of fetches with a view under a name is good
+    /// whenever the name is the same.
     #[inline(always)]
-    pub fn fetch_regime(&self) -> u64 {
-        self.tables[self.current].fetches
+    pub fn fetch_regime(&self, view: View) -> u64 {
+        self.table(view).fetches
+    }
+
+    #[inline(always)]
+    fn table(&self, view: View) -> &Table {
+        &self.tables[self.of_view[view as usize % VIEWS]]
     }
 
     /// Someone remembers where the code at `linear` lies, under the present name.
@@ -195,12 +222,12 @@ impl Tlb {
 
     /// The first entry of a view in the present address space, for translated code.
     pub fn base(&self, view: View) -> *const Entry {
-        self.tables[self.current].entries[view as usize * ENTRIES..].as_ptr()
+        self.table(view).entries[view as usize * ENTRIES..].as_ptr()
     }
 
     #[inline(always)]
     fn entry(&self, view: View, linear: u64) -> &Entry {
-        &self.tables[self.current].entries[Self::index(view, linear)]
+        &self.table(view).entries[Self::index(view, linear)]
     }
 
     /// Where `size` bytes at `linear` lie, for a load. `None` also where they cross into the next page.
@@ -244,7 +271,11 @@ impl Tlb {
         let (tag, page, allowed) = (linear & PAGE, mapping.offset & PAGE, mapping.allowed);
         let host = self.ram.wrapping_add(page);
         let index = Self::index(view, linear);
-        let table = &mut self.tables[self.current];
+        if !mapping.global && self.of_view[view as usize % VIEWS] == SHARED {
+            self.note_private(index, allowed.fetch);
+        }
+        let number = self.of_view[view as usize % VIEWS];
+        let table = &mut self.tables[number];
         let entry = &mut table.entries[index];
         if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.page != host {
             *entry = Entry { page: host, ..empty(index) };
@@ -266,9 +297,39 @@ impl Tlb {
             table.keyed.push(index as u16);
         }
         if allowed.write {
-            self.note_store(page, index);
+            self.note_store(page, number, index);
         }
         self.note_size(linear, mapping.size_bits);
+    }
+
+    /// A page that is not global comes into the shared table.
+    fn note_private(&mut self, index: usize, fetch: bool) {
+        if self.private.len() < MOST_PRIVATE {
+            self.private.push(index as u16);
+            self.private_fetch |= fetch;
+            return;
+        }
+        self.shares = false;
+        self.drop_private();
+        self.clear(SHARED);
+        self.of_view[View::Supervisor as usize] = self.current;
+    }
+
+    /// Drops what is not global from the shared table.
+    fn drop_private(&mut self) {
+        for index in std::mem::take(&mut self.private) {
+            self.tables[SHARED].entries[usize::from(index) % SIZE] = empty(index.into());
+        }
+        if std::mem::take(&mut self.private_fetch) {
+            self.rename_fetches(SHARED);
+        }
+    }
+
+    /// Makes a space's table the present one.
+    fn enter(&mut self, table: usize) {
+        self.drop_private();
+        self.current = table;
+        self.of_view = [if self.shares { SHARED } else { table }, table, table, table];
     }
 
     fn note_size(&mut self, linear: u64, size_bits: u8) {
@@ -300,12 +361,12 @@ impl Tlb {
         self.keys &= if all { 0 } else { 1 };
     }
 
-    fn note_store(&mut self, page: Offset, index: usize) {
+    fn note_store(&mut self, page: Offset, table: usize, index: usize) {
         let number = (page >> 12) as usize;
         if self.stored.len() <= number {
             self.stored.resize(number + 1, Stored::Nowhere);
         }
-        let here = Stored::At(self.current as u16, index as u16);
+        let here = Stored::At(table as u16, index as u16);
         let gone = match self.stored[number] {
             Stored::Nowhere => true,
             Stored::At(table, index) => {
@@ -351,7 +412,7 @@ impl Tlb {
         let (word, bit) = Self::bit(linear >> 12);
         if self.fetched[word] & bit != 0 {
             self.fetched = [0; 64];
-            (0..SPACES).for_each(|table| self.rename_fetches(table));
+            (0..=SHARED).for_each(|table| self.rename_fetches(table));
         }
         let (word, bit) = Self::bit(linear >> 21);
         let (huge_word, huge_bit) = Self::bit(linear >> 30);
@@ -374,7 +435,9 @@ impl Tlb {
     /// Drops everything.
     pub fn flush_all(&mut self) {
         (self.large, self.huge, self.keys) = ([0; 64], [0; 64], 0);
-        for table in 0..SPACES {
+        self.shares = true;
+        self.enter(self.current);
+        for table in 0..=SHARED {
             if table != self.current {
                 self.tables[table].pcid = None;
             }
@@ -391,8 +454,9 @@ impl Tlb {
         self.tables.iter().position(|table| table.pcid == Some(pcid))
     }
 
-    /// Drops the translations of one PCID.
+    /// Drops the translations of one PCID, but for global ones.
     pub fn flush_pcid(&mut self, pcid: u16) {
+        self.drop_private();
         if let Some(table) = self.find(pcid) {
             self.clear(table);
         }
@@ -402,7 +466,7 @@ impl Tlb {
     pub fn switch(&mut self, pcid: u16, keep: bool) {
         match self.find(pcid) {
             Some(table) => {
-                self.current = table;
+                self.enter(table);
                 if !keep {
                     self.clear(table);
                 }
@@ -412,7 +476,7 @@ impl Tlb {
                 self.next += 1;
                 self.clear(table);
                 self.tables[table].pcid = Some(pcid);
-                self.current = table;
+                self.enter(table);
             }
         }
     }
@@ -446,7 +510,7 @@ mod tests {
     /// A page of 4 KiB that may be used for everything.
     fn small(offset: Offset) -> Mapping {
         let allowed = Allowed { read: true, write: true, fetch: true };
-        Mapping { offset, allowed, size_bits: 12, key: 0 }
+        Mapping { offset, allowed, size_bits: 12, key: 0, global: false }
     }
 
     #[test]
@@ -470,6 +534,47 @@ mod tests {
         assert!(tlb.holds(View::User, 0x1000, Access::Read));
         tlb.switch(1, false);
         assert!(!tlb.holds(View::User, 0x1000, Access::Read));
+    }
+
+    #[test]
+    fn global_pages_of_the_supervisor_outlive_a_change_of_the_address_space_and_others_do_not() {
+        let mut tlb = Tlb::new();
+        tlb.switch(1, false);
+        let fetched = tlb.fetch_regime(View::Supervisor);
+        tlb.insert(View::Supervisor, 0x1000, Mapping { global: true, ..small(0x5000) });
+        tlb.insert(View::User, 0x1000, Mapping { global: true, ..small(0x5000) });
+        tlb.switch(2, false);
+        assert!(tlb.holds(View::Supervisor, 0x1000, Access::Write));
+        assert!(!tlb.holds(View::User, 0x1000, Access::Write));
+        assert_eq!(tlb.fetch_regime(View::Supervisor), fetched);
+        tlb.insert(View::Supervisor, 0x2000, small(0x6000));
+        tlb.switch(1, true);
+        assert!(!tlb.holds(View::Supervisor, 0x2000, Access::Read));
+        assert_ne!(tlb.fetch_regime(View::Supervisor), fetched, "its code may have been remembered");
+        tlb.flush_pcid(1);
+        assert!(tlb.holds(View::Supervisor, 0x1000, Access::Fetch));
+        tlb.invalidate_page(0x1000);
+        assert!(!tlb.holds(View::Supervisor, 0x1000, Access::Fetch));
+    }
+
+    #[test]
+    fn where_the_supervisor_has_many_pages_that_are_not_global_each_space_keeps_its_own() {
+        let mut tlb = Tlb::new();
+        tlb.switch(1, false);
+        let pages = || (0..2 * MOST_PRIVATE as u64).map(|page| page << 12);
+        let fill = |tlb: &mut Tlb| {
+            pages().for_each(|page| tlb.insert(View::Supervisor, page, small(page)));
+        };
+        fill(&mut tlb);
+        fill(&mut tlb);
+        tlb.switch(2, false);
+        assert!(pages().all(|page| !tlb.holds(View::Supervisor, page, Access::Read)));
+        tlb.switch(1, true);
+        assert!(pages().all(|page| tlb.holds(View::Supervisor, page, Access::Read)));
+        tlb.flush_all();
+        tlb.insert(View::Supervisor, 0x1000, Mapping { global: true, ..small(0x5000) });
+        tlb.switch(2, false);
+        assert!(tlb.holds(View::Supervisor, 0x1000, Access::Read), "shared again");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Translation {
     pub size_bits: u8,
     /// The page's protection key, where a register says what it allows; else 0.
     pub key: u8,
+    /// Whether it is the same in every address space.
+    pub global: bool,
 }
 
 /// The rights gathered on the way down.
@@ -190,6 +192,7 @@ impl Paging {
             executable: self.allows(rights, Access::Fetch, view),
             size_bits,
             key,
+            global: self.global_pages && slot.has(Entry::G),
         })
     }
 
@@ -267,7 +270,15 @@ impl Paging {
 /// Without paging, the lower 32 bits of a linear address are the physical one, and everything is allowed.
 fn untranslated(linear: u64) -> Translation {
     let physical = linear & 0xffff_ffff;
-    Translation { physical, writable: true, readable: true, executable: true, size_bits: 12, key: 0 }
+    Translation {
+        physical,
+        writable: true,
+        readable: true,
+        executable: true,
+        size_bits: 12,
+        key: 0,
+        global: true,
+    }
 }
 
 /// Where the page of a last entry begins, with other bits below its size.

@@ -200,7 +200,7 @@ fn x87_opcode(cpu: &mut Cpu, insn: &Insn) -> Option<u16> {
     let bytes = bytes.get_mut(..usize::from(insn.len))?;
     let rip = cpu.this_rip(insn);
     let linear = if cpu.mode.is_64() { rip } else { rip.wrapping_add(cpu.bases[1]) & 0xffff_ffff };
-    if cpu.fetch_bytes(cpu.mmu.view, linear, bytes).is_err() {
+    if cpu.fetch_bytes(cpu.mmu.fetch_view(), linear, bytes).is_err() {
         // Another processor has taken the page away meanwhile.
         cpu.fault = None;
         return None;
