@@ -220,6 +220,9 @@ impl TimeSource for ManualTime {
     fn tsc(&self) -> u64 {
         self.now()
     }
+    fn host_tsc_start(&self) -> Option<u64> {
+        None
+    }
     fn tsc_frequency(&self) -> u64 {
         1_000_000_000
     }

@@ -27,7 +27,7 @@ pub struct Interpreter {
     /// What the memory's layout was when translations were looked up.
     layout: u64,
     /// An interrupt waits at the local APIC for RFLAGS.IF.
-    interrupt_waits: bool,
+    pub(crate) interrupt_waits: bool,
     /// NMIs were blocked when the controller was last asked: ask again when they no longer are.
     nmi_waits: bool,
     /// The generation of the native unit that the blocks' stubs belong to.

@@ -58,6 +58,10 @@ impl Mode {
     pub fn cpl(self) -> u8 {
         (self.0 >> 5 & 3) as u8
     }
+    /// The same with another privilege level.
+    pub fn with_cpl(self, cpl: u8) -> Self {
+        Self(self.0 & !(3 << 5) | u32::from(cpl & 3) << 5)
+    }
     /// What the control registers say of x87 and vector instructions.
     pub fn vector(self) -> VectorMode {
         VectorMode((self.0 >> Self::VECTOR) as u8)

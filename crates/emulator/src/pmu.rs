@@ -117,6 +117,9 @@ pub struct Pmu {
 }
 
 impl Pmu {
+    /// Where [`Pmu::is_active`] stands, for translated code.
+    pub const ACTIVE_OFFSET: usize = std::mem::offset_of!(Pmu, active);
+
     /// After power-up: every general counter is enabled globally, none by itself.
     pub fn reset() -> Self {
         Self {

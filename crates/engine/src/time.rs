@@ -7,6 +7,8 @@ pub trait TimeSource: Send + Sync {
     fn now(&self) -> u64;
     /// The time-stamp counter of a vCPU whose TSC was never written.
     fn tsc(&self) -> u64;
+    /// What `tsc()` subtracts from the host's time-stamp counter, where it does nothing else: then that may be read instead.
+    fn host_tsc_start(&self) -> Option<u64>;
     /// Its frequency, in Hz: `tsc() == now() * tsc_frequency() / 10^9` up to rounding.
     fn tsc_frequency(&self) -> u64;
     /// Nanoseconds since the Unix epoch.
@@ -46,6 +48,9 @@ impl TimeSource for HostTime {
     #[inline]
     fn tsc(&self) -> u64 {
         host_tsc().wrapping_sub(self.start)
+    }
+    fn host_tsc_start(&self) -> Option<u64> {
+        Some(self.start)
     }
     fn tsc_frequency(&self) -> u64 {
         self.frequency

@@ -53,6 +53,9 @@ impl TimeSource for Still {
     fn tsc(&self) -> u64 {
         0
     }
+    fn host_tsc_start(&self) -> Option<u64> {
+        None
+    }
     fn tsc_frequency(&self) -> u64 {
         2_000_000_000
     }

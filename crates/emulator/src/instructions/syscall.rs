@@ -11,23 +11,33 @@ const RDX: u8 = 2;
 const RSP: u8 = 4;
 const R11: u8 = 11;
 
+/// The attributes of the flat code segment that SYSCALL and its kin load.
+pub(crate) fn code_attributes(dpl: u8, long: bool) -> Attributes {
+    let size = if long { Attributes::L } else { Attributes::DB };
+    Attributes::from_bits_retain(0x8b | 0x10 | u32::from(dpl) << 5) | size | Attributes::G
+}
+
+/// The same of the stack segment.
+pub(crate) fn stack_attributes(dpl: u8) -> Attributes {
+    Attributes::from_bits_retain(0x83 | 0x10 | u32::from(dpl) << 5) | Attributes::DB | Attributes::G
+}
+
 /// A flat code segment as these instructions load it, without looking at a descriptor.
 fn flat_code(selector: u16, dpl: u8, long: bool) -> Segment {
-    let size = if long { Attributes::L } else { Attributes::DB };
-    flat(selector, 0x8b | 0x10 | u32::from(dpl) << 5 | size.bits() | Attributes::G.bits())
+    flat(selector, code_attributes(dpl, long))
 }
 
 /// A flat stack segment.
 fn flat_stack(selector: u16, dpl: u8) -> Segment {
-    flat(selector, 0x83 | 0x10 | u32::from(dpl) << 5 | Attributes::DB.bits() | Attributes::G.bits())
+    flat(selector, stack_attributes(dpl))
 }
 
-fn flat(selector: u16, attributes: u32) -> Segment {
+fn flat(selector: u16, attributes: Attributes) -> Segment {
     Segment {
         selector: Selector(selector),
         base: 0,
         limit: u32::MAX,
-        attributes: Attributes::from_bits_retain(attributes),
+        attributes,
     }
 }
 

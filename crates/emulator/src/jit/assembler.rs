@@ -5,10 +5,12 @@ pub type Host = u8;
 
 pub const RAX: Host = 0;
 pub const RCX: Host = 1;
+pub const RDX: Host = 2;
 pub const RSP: Host = 4;
 pub const RBP: Host = 5;
 pub const RDI: Host = 7;
 pub const RSI: Host = 6;
+pub const R11: Host = 11;
 /// Where the guest's stack pointer lives.
 pub const GUEST_RSP: Host = 13;
 /// Scratch: the memory operand's address.

@@ -50,8 +50,10 @@ pub mod slot {
     pub const KEPT: i32 = 152;
     /// RIP of the last x87 instruction, while x87 state is live.
     pub const X87_RIP: i32 = 160;
+    /// The interpreter that runs the code: see [`super::super::owner`].
+    pub const OWNER: i32 = 168;
     /// The frame's size: with the return address and six saved registers a multiple of 16.
-    pub const SIZE: i32 = 168;
+    pub const SIZE: i32 = 184;
 }
 
 /// What the code that surrounds translated code shares with Rust. The first fields are copied into the frame.
@@ -81,7 +83,7 @@ pub struct Context {
     pub rip: u64,
     /// `extern "sysv64" fn(&mut Context, call: u32) -> u32`.
     pub step: u64,
-    /// For `step`: the vCPU.
+    /// The interpreter, for `step` and for the code itself.
     pub owner: u64,
     /// What [`Context::count`] starts from: it overflows when as many instructions have run as may. Zero where any
     /// number may.
@@ -116,6 +118,7 @@ const FS_BASE: i32 = field(7);
 const GS_BASE: i32 = field(8);
 const RIP: i32 = field(9);
 const STEP: i32 = field(10);
+const OWNER: i32 = field(11);
 const VECTOR: i32 = field(13);
 const X87_AREA: i32 = field(14);
 const SALT: i32 = field(15);
@@ -127,7 +130,7 @@ const RUST_MXCSR: u32 = 0x1f80;
 pub const STEP_DISPATCH: u32 = 2;
 
 /// Context fields and the slots that they are copied to on entry.
-const COPIED: [(i32, i32); 11] = [
+const COPIED: [(i32, i32); 12] = [
     (FLAGS, slot::FLAGS),
     (TLB, slot::TLB),
     (field(3), slot::ATTENTION),
@@ -136,6 +139,7 @@ const COPIED: [(i32, i32); 11] = [
     (COUNT, slot::COUNT),
     (FS_BASE, slot::FS_BASE),
     (GS_BASE, slot::GS_BASE),
+    (OWNER, slot::OWNER),
     (VECTOR, slot::VECTOR),
     (X87_AREA, slot::X87_AREA),
     (SALT, slot::SALT),

@@ -9,6 +9,7 @@ mod call;
 mod frame;
 mod links;
 mod native_set;
+mod owner;
 mod recipe;
 mod region;
 mod run;
@@ -118,6 +119,8 @@ pub struct Source<'a> {
     pub vector_use: &'a dyn Fn(&Instruction) -> Option<Use>,
     /// Whether a block's instructions are counted when it is entered, and it is left where more than may have run.
     pub counts_at_entry: bool,
+    /// What is subtracted from the host's time-stamp counter to get the machine's, where nothing else has to be done.
+    pub tsc_start: Option<u64>,
 }
 
 /// A region with its code.

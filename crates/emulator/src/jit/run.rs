@@ -88,6 +88,7 @@ impl Interpreter {
             model: &model,
             vector_use: &vector_use,
             counts_at_entry: jit.counts_at_entry(),
+            tsc_start: self.cpu.wires.time.host_tsc_start(),
         };
         let Some(added) = jit.add(&source, &region) else {
             self.forget();

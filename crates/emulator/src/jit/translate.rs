@@ -11,6 +11,7 @@ mod edges;
 mod flags;
 mod flow;
 mod operand;
+mod system;
 
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 

@@ -147,6 +147,9 @@ impl TimeSource for Recording<Arc<dyn TimeSource>> {
     fn tsc(&self) -> u64 {
         self.number(Question::Tsc, self.inner.tsc())
     }
+    fn host_tsc_start(&self) -> Option<u64> {
+        None
+    }
     fn tsc_frequency(&self) -> u64 {
         self.inner.tsc_frequency()
     }
@@ -250,6 +253,9 @@ impl TimeSource for Replay {
     }
     fn tsc(&self) -> u64 {
         self.number(&Question::Tsc)
+    }
+    fn host_tsc_start(&self) -> Option<u64> {
+        None
     }
     fn tsc_frequency(&self) -> u64 {
         self.frequency

@@ -108,6 +108,9 @@ impl engine::TimeSource for Passing {
     fn tsc(&self) -> u64 {
         self.now() * 2
     }
+    fn host_tsc_start(&self) -> Option<u64> {
+        None
+    }
     fn tsc_frequency(&self) -> u64 {
         2_000_000_000
     }

@@ -7,9 +7,13 @@
 use super::{Access, View};
 use guest_memory::Offset;
 
+use crate::block::Blocks;
+
 /// Entries in each view's part of a table.
 pub const ENTRIES: usize = 4096;
 const VIEWS: usize = 4;
+const VIEW: [View; VIEWS] =
+    [View::Supervisor, View::SupervisorUnguarded, View::User, View::UserAligned];
 const SIZE: usize = ENTRIES * VIEWS;
 const PAGE: u64 = !0xfff;
 /// Address spaces whose translations are kept.
@@ -138,12 +142,34 @@ enum Stored {
     Anywhere,
 }
 
+/// What depends on the view in translated code; it takes this over when it changes the view itself.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct ViewState {
+    /// The first entry of the view, as [`Tlb::base`] gives it.
+    pub base: u64,
+    /// [`Tlb::fetch_regime`], shifted by 16 bits.
+    pub regime: u64,
+    /// [`Blocks::salt_offset`] of that.
+    pub salt: u64,
+    _padding: u64,
+}
+
+impl ViewState {
+    /// Offset of the regime.
+    pub const REGIME: i32 = 8;
+    /// Offset of the salt.
+    pub const SALT: i32 = 16;
+}
+
 /// The translation cache.
 pub struct Tlb {
     tables: Box<[Table; SPACES + 1]>,
     current: usize,
     /// Which table each view's entries are in.
     of_view: [usize; VIEWS],
+    /// What translated code needs to know of the views.
+    states: [ViewState; VIEWS],
     /// Whether [`View::Supervisor`] is shared.
     shares: bool,
     /// The entries of the shared table that are not global.
@@ -173,10 +199,11 @@ pub struct Tlb {
 impl Tlb {
     /// An empty cache.
     pub fn new() -> Self {
-        Self {
+        let mut tlb = Self {
             tables: Box::new(std::array::from_fn(|n| Table::new(n as u64))),
             current: 0,
             of_view: [SHARED, 0, 0, 0],
+            states: Default::default(),
             shares: true,
             private: Vec::new(),
             private_fetch: false,
@@ -189,6 +216,20 @@ impl Tlb {
             stored: Vec::new(),
             ram: 0,
             fills: 0,
+        };
+        tlb.publish();
+        tlb
+    }
+
+    /// Where what translated code needs to know of the views stands: [`ViewState`]s by view.
+    pub const STATES_OFFSET: usize = std::mem::offset_of!(Tlb, states);
+
+    /// Follows a change of tables or of their names.
+    fn publish(&mut self) {
+        for view in VIEW {
+            let regime = self.fetch_regime(view) << 16;
+            let (base, salt) = (self.base(view) as u64, Blocks::salt_offset(regime));
+            self.states[view as usize] = ViewState { base, regime, salt, _padding: 0 };
         }
     }
 
@@ -213,6 +254,7 @@ impl Tlb {
     fn rename_fetches(&mut self, table: usize) {
         self.last_fetches += 1;
         self.tables[table].fetches = self.last_fetches;
+        self.publish();
     }
 
     #[inline(always)]
@@ -313,6 +355,7 @@ impl Tlb {
         self.drop_private();
         self.clear(SHARED);
         self.of_view[View::Supervisor as usize] = self.current;
+        self.publish();
     }
 
     /// Drops what is not global from the shared table.
@@ -330,6 +373,7 @@ impl Tlb {
         self.drop_private();
         self.current = table;
         self.of_view = [if self.shares { SHARED } else { table }, table, table, table];
+        self.publish();
     }
 
     fn note_size(&mut self, linear: u64, size_bits: u8) {
@@ -421,7 +465,7 @@ impl Tlb {
             return;
         }
         for table in self.tables.iter_mut() {
-            for view in [View::Supervisor, View::SupervisorUnguarded, View::User, View::UserAligned] {
+            for view in VIEW {
                 let index = Self::index(view, linear);
                 let entry = &mut table.entries[index];
                 let tags = [entry.read, entry.write, entry.fetch];

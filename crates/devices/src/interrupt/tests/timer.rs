@@ -258,6 +258,9 @@ impl TimeSource for Skewed {
     fn tsc(&self) -> u64 {
         (u128::from(self.now()) * u128::from(self.tsc_frequency()) / 1_000_000_000) as u64
     }
+    fn host_tsc_start(&self) -> Option<u64> {
+        None
+    }
     fn tsc_frequency(&self) -> u64 {
         2_399_999_977
     }

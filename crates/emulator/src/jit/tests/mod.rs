@@ -5,3 +5,4 @@ mod changing;
 mod generator;
 mod machine;
 mod planted;
+mod system;

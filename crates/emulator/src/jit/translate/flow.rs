@@ -86,12 +86,12 @@ impl Translator<'_> {
                 self.pop(i, register(0)?);
                 Ok(false)
             }
-            _ => return None,
+            _ => return self.system(i),
         })
     }
 
     /// Flags and count to the frame: nothing is left to do behind the branch.
-    fn begin_branch(&mut self) {
+    pub(super) fn begin_branch(&mut self) {
         self.save_flags();
         self.count_now();
         self.lose_flags();
