@@ -13,8 +13,6 @@ use crate::mode::Mode;
 const MOST_INSNS: usize = 512 * 1024;
 /// Entries of the table from RIP to block.
 const RECENT: usize = 1 << 14;
-/// Masks a hash of a RIP to its entry's number.
-pub const RECENT_MASK: i32 = RECENT as i32 - 1;
 /// No block.
 pub const NO_BLOCK: u32 = u32::MAX;
 
@@ -64,17 +62,14 @@ pub struct Key {
 /// Which address space, mode and state of the translation cache a recent entry belongs to.
 pub type Regime = u64;
 
-/// Read by translated code too, which knows the fields' offsets.
 #[derive(Clone, Copy)]
-#[repr(C, align(32))]
 struct Recent {
     rip: u64,
     regime: Regime,
-    code: u64,
     block: u32,
 }
 
-const NOTHING: Recent = Recent { rip: 0, regime: u64::MAX, code: 0, block: NO_BLOCK };
+const NOTHING: Recent = Recent { rip: 0, regime: u64::MAX, block: NO_BLOCK };
 
 /// All decoded code of one vCPU.
 pub struct Blocks {
@@ -178,13 +173,7 @@ impl Blocks {
 
     /// Remembers it.
     pub fn remember(&mut self, rip: u64, regime: Regime, block: u32) {
-        let code = self.get(block).code;
-        self.recent[Self::slot(rip) ^ Self::salt(regime)] = Recent { rip, regime, code, block };
-    }
-
-    /// The table's address, for translated code.
-    pub fn recent_address(&self) -> u64 {
-        self.recent.as_ptr() as u64
+        self.recent[Self::slot(rip) ^ Self::salt(regime)] = Recent { rip, regime, block };
     }
 
     /// Address spaces have entries of their own for the code that they share, the kernel's: what the number of an entry is
@@ -192,16 +181,6 @@ impl Blocks {
     #[inline(always)]
     fn salt(regime: Regime) -> usize {
         ((regime >> 16).wrapping_mul(0x9e37_79b9) >> 12) as usize % RECENT
-    }
-
-    /// Where the entry for a RIP stands in that table, in bytes, before [`Blocks::salt_offset`] is applied.
-    pub fn recent_offset(rip: u64) -> u32 {
-        (Self::slot(rip) * size_of::<Recent>()) as u32
-    }
-
-    /// What that is XORed with in a regime, in bytes.
-    pub fn salt_offset(regime: Regime) -> u64 {
-        (Self::salt(regime) * size_of::<Recent>()) as u64
     }
 
     /// A block by its number, for changing what is known of it.

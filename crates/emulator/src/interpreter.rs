@@ -527,7 +527,7 @@ impl Interpreter {
             if block.pages[1] == NO_PAGE
                 && (self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset))
             {
-                self.blocks.remember(rip, regime, number);
+                self.remember(rip, regime, number);
                 return Ok(number);
             }
         }
@@ -607,7 +607,7 @@ impl Interpreter {
                 bytes: &bytes[..decoded.len],
                 insns: &insns,
             });
-            self.blocks.remember(rip, regime, number);
+            self.remember(rip, regime, number);
             number
         };
         self.scratch = insns;

@@ -6,7 +6,6 @@
 
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
 use super::vectors::{self, Routines, Width};
-use crate::block::RECENT_MASK;
 
 /// Offsets in the frame, in bytes.
 pub mod slot {
@@ -20,12 +19,8 @@ pub mod slot {
     pub const TLB: i32 = 40;
     /// The attention word's address.
     pub const ATTENTION: i32 = 48;
-    /// What offsets in the table from RIP to code are XORed with in the present regime.
-    pub const SALT: i32 = 56;
-    /// The table from RIP to code.
-    pub const RECENT: i32 = 64;
-    /// The regime that its entries must have.
-    pub const REGIME: i32 = 72;
+    /// The present regime's table from RIP to code: see [`super::super::targets`].
+    pub const TARGETS: i32 = 56;
     /// Instructions executed, above [`super::Context::start`].
     pub const COUNT: i32 = 80;
     /// Whatever must survive a few instructions.
@@ -69,10 +64,8 @@ pub struct Context {
     /// The attention word's address; with [`super::Settings::leave_early`] the number of low bytes of `count` that may be
     /// set before translated code comes back.
     pub attention: u64,
-    /// The table from RIP to code.
-    pub recent: u64,
-    /// The regime that its entries must have.
-    pub regime: u64,
+    /// The present regime's table from RIP to code.
+    pub targets: u64,
     /// Instructions executed, above [`Context::start`].
     pub count: u64,
     /// The base of FS.
@@ -92,8 +85,6 @@ pub struct Context {
     pub vector: u64,
     /// An [`vectors::X87Area`].
     pub x87_area: u64,
-    /// As [`slot::SALT`].
-    pub salt: u64,
 }
 
 /// Why translated code came back.
@@ -112,16 +103,15 @@ const fn field(index: i32) -> i32 {
 const REGISTERS: i32 = field(0);
 const FLAGS: i32 = field(1);
 const TLB: i32 = field(2);
-const REGIME: i32 = field(5);
-const COUNT: i32 = field(6);
-const FS_BASE: i32 = field(7);
-const GS_BASE: i32 = field(8);
-const RIP: i32 = field(9);
-const STEP: i32 = field(10);
-const OWNER: i32 = field(11);
-const VECTOR: i32 = field(13);
-const X87_AREA: i32 = field(14);
-const SALT: i32 = field(15);
+const TARGETS: i32 = field(4);
+const COUNT: i32 = field(5);
+const FS_BASE: i32 = field(6);
+const GS_BASE: i32 = field(7);
+const RIP: i32 = field(8);
+const STEP: i32 = field(9);
+const OWNER: i32 = field(10);
+const VECTOR: i32 = field(12);
+const X87_AREA: i32 = field(13);
 
 /// MXCSR as Rust code expects it.
 const RUST_MXCSR: u32 = 0x1f80;
@@ -130,19 +120,17 @@ const RUST_MXCSR: u32 = 0x1f80;
 pub const STEP_DISPATCH: u32 = 2;
 
 /// Context fields and the slots that they are copied to on entry.
-const COPIED: [(i32, i32); 12] = [
+const COPIED: [(i32, i32); 10] = [
     (FLAGS, slot::FLAGS),
     (TLB, slot::TLB),
     (field(3), slot::ATTENTION),
-    (field(4), slot::RECENT),
-    (REGIME, slot::REGIME),
+    (TARGETS, slot::TARGETS),
     (COUNT, slot::COUNT),
     (FS_BASE, slot::FS_BASE),
     (GS_BASE, slot::GS_BASE),
     (OWNER, slot::OWNER),
     (VECTOR, slot::VECTOR),
     (X87_AREA, slot::X87_AREA),
-    (SALT, slot::SALT),
 ];
 
 /// Where the surrounding code starts, as offsets into code memory.
@@ -161,13 +149,6 @@ pub struct Stubs {
     /// Vector and x87 state.
     pub vectors: Routines,
 }
-
-/// Bytes of an entry of the table from RIP to code, and its fields' offsets.
-pub const RECENT_SHIFT: u8 = 5;
-/// The regime.
-pub const RECENT_REGIME: i32 = 8;
-/// The code, 0 where there is none.
-pub const RECENT_CODE: i32 = 16;
 
 /// Generates the surrounding code, to be placed at offset `base`.
 pub fn stubs(base: usize, leave_early: bool) -> (Stubs, Vec<u8>) {
@@ -311,32 +292,9 @@ fn unwind(a: &mut Assembler) {
 }
 
 fn dispatch(a: &mut Assembler, leave: usize) {
-    a.store(ADDRESS, RSP, slot::SPARE);
-    // The slot's number, as `Blocks::slot` has it.
-    a.mov(SCRATCH, ADDRESS);
-    a.shift(5, SCRATCH, 12);
-    a.registers(true, &[0x33], SCRATCH, ADDRESS);
-    a.alu_immediate(false, 4, SCRATCH, RECENT_MASK);
-    a.shift(4, SCRATCH, RECENT_SHIFT);
-    a.memory(true, &[0x33], SCRATCH, RSP, slot::SALT);
-    a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
-    a.memory(true, &[0x3b], ADDRESS, SCRATCH, 0);
-    let another = a.jump_if(5);
-    a.load(ADDRESS, RSP, slot::REGIME);
-    a.memory(true, &[0x3b], ADDRESS, SCRATCH, RECENT_REGIME);
-    let elsewhere = a.jump_if(5);
-    a.load(ADDRESS, SCRATCH, RECENT_CODE);
-    a.registers(true, &[0x85], ADDRESS, ADDRESS);
-    let untranslated = a.jump_if(4);
-    // jmp r14
-    a.bytes.extend_from_slice(&[0x41, 0xff, 0xe6]);
-    let here = a.here();
-    for jump in [another, elsewhere, untranslated] {
-        a.land(jump, here);
-    }
-    a.load(ADDRESS, RSP, slot::SPARE);
-    let out = a.jump();
-    a.land(out, leave);
+    let another = a.find_target();
+    a.jump_to_target();
+    a.land(another, leave);
 }
 
 /// The return address is on the stack above the frame, and then in the spare slot.
@@ -361,8 +319,7 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
     for (from, to) in [
         (FLAGS, slot::FLAGS),
         (TLB, slot::TLB),
-        (REGIME, slot::REGIME),
-        (SALT, slot::SALT),
+        (TARGETS, slot::TARGETS),
         (FS_BASE, slot::FS_BASE),
         (GS_BASE, slot::GS_BASE),
         (VECTOR, slot::VECTOR),

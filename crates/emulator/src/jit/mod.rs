@@ -13,6 +13,7 @@ mod owner;
 mod recipe;
 mod region;
 mod run;
+mod targets;
 mod translate;
 mod vectors;
 
@@ -22,7 +23,7 @@ use engine::Counter;
 
 use iced_x86::Instruction;
 
-use crate::block::Key;
+use crate::block::{Key, Regime};
 use crate::cpuid::CpuModel;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
@@ -32,6 +33,7 @@ pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Stubs, stubs};
 use links::Links;
 use region::Region;
+use targets::Targets;
 use translate::{Translation, translate};
 pub use vectors::Use;
 use vectors::X87Area;
@@ -71,6 +73,7 @@ pub struct Jit {
     /// The regions that were translated, by their numbers.
     regions: Vec<Translated>,
     calls: Calls,
+    targets: Targets,
     x87_area: Box<X87Area>,
     statistics: Statistics,
     /// Calls of handlers, by mnemonic.
@@ -162,6 +165,7 @@ impl Jit {
             parts: Vec::new(),
             regions: Vec::new(),
             calls: Calls::default(),
+            targets: Targets::default(),
             x87_area: Box::default(),
             statistics: Statistics::default(),
             by_mnemonic: Vec::new(),
@@ -183,6 +187,7 @@ impl Jit {
         self.parts.clear();
         self.regions.clear();
         self.calls.clear();
+        self.targets.clear();
         self.place_stubs();
     }
 
@@ -348,6 +353,16 @@ impl Jit {
     /// The flags where a call is made; `frame` are those in the frame.
     pub fn flags(&self, call: &Call, registers: &[u64; 16], frame: u64) -> u64 {
         self.calls.flags(call.recipe, registers, frame)
+    }
+
+    /// A regime's table from RIP to code; and whether another regime's was given up for it.
+    pub fn targets(&mut self, regime: Regime) -> (u64, bool) {
+        self.targets.table(regime)
+    }
+
+    /// Remembers where the code for a RIP is, in the regime whose table was asked for last.
+    pub fn remember(&mut self, rip: u64, regime: Regime, code: u64) {
+        self.targets.remember(rip, regime, code);
     }
 
     /// For [`Context::x87_area`].

@@ -8,7 +8,7 @@ use x86::Flags;
 use super::native_set::is_copied;
 use super::region::Region;
 use super::{Context, Jit, STEP_DISPATCH, Settings, Source, Use, exit};
-use crate::block::{Blocks, NO_REGION, Regime};
+use crate::block::{NO_REGION, Regime};
 use crate::insn::Stop;
 use crate::interpreter::{Interpreter, Leave};
 use crate::mmu::NO_PAGE;
@@ -104,7 +104,31 @@ impl Interpreter {
                 jit.connect(key, code);
             }
         }
+        self.remember(rip, regime, number);
+    }
+
+    /// Remembers which block is at a RIP, and its code where it has some.
+    pub(crate) fn remember(&mut self, rip: u64, regime: Regime, number: u32) {
         self.blocks.remember(rip, regime, number);
+        let code = self.blocks.get(number).code;
+        if let Some(jit) = self.jit.as_mut().filter(|_| code != 0) {
+            jit.remember(rip, regime, code);
+        }
+    }
+
+    /// The present regime's table from RIP to code.
+    fn targets(&mut self, regime: Regime) -> u64 {
+        let Some(jit) = &mut self.jit else { return 0 };
+        let (targets, given_up) = jit.targets(regime);
+        let cpu = &mut self.cpu;
+        if given_up {
+            cpu.mmu.tlb.forget_targets();
+        }
+        if cpu.bases[1] == 0 {
+            let view = cpu.mmu.fetch_view();
+            cpu.mmu.tlb.set_targets(view, cpu.mode, targets);
+        }
+        targets
     }
 
     /// Compares a region's bytes with the page's, which may have changed. Where they are the same, its blocks are good
@@ -136,13 +160,16 @@ impl Interpreter {
             }
             _ => !self.instructions_left(),
         };
+        let targets = self.targets(regime);
+        if let Some(jit) = &mut self.jit {
+            jit.remember(self.cpu.rip, regime, code);
+        }
         let mut context = Context {
             registers: self.cpu.registers.all_mut().as_mut_ptr() as u64,
             flags: to_frame(self.cpu.flags.bits()),
             tlb: self.cpu.mmu.tlb.base(self.cpu.mmu.view) as u64,
             attention: self.jit.as_ref().and_then(|jit| jit.leaves_after(self.run_at_least)).unwrap_or(word),
-            recent: self.blocks.recent_address(),
-            regime,
+            targets,
             fs_base: self.cpu.bases[4],
             gs_base: self.cpu.bases[5],
             step: step as *const () as u64,
@@ -150,7 +177,6 @@ impl Interpreter {
             x87_area: self.jit.as_mut().map_or(0, Jit::x87_area),
             count: start,
             start,
-            salt: Blocks::salt_offset(regime),
             ..Context::default()
         };
         self.shadow_began = start;
@@ -244,9 +270,9 @@ impl Interpreter {
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
         context.vector = (&raw mut *cpu.vector) as u64;
         (context.fs_base, context.gs_base) = (cpu.bases[4], cpu.bases[5]);
-        let rip = cpu.rip;
-        (context.rip, context.regime) = (rip, self.regime());
-        context.salt = Blocks::salt_offset(context.regime);
+        context.rip = cpu.rip;
+        let regime = self.regime();
+        context.targets = self.targets(regime);
         match is_last {
             false => 0,
             true if self.has_more_to_look_at() => exit::STOP,

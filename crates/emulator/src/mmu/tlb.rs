@@ -7,7 +7,7 @@
 use super::{Access, View};
 use guest_memory::Offset;
 
-use crate::block::Blocks;
+use crate::mode::Mode;
 
 /// Entries in each view's part of a table.
 pub const ENTRIES: usize = 4096;
@@ -147,19 +147,19 @@ enum Stored {
 #[repr(C)]
 pub struct ViewState {
     /// The first entry of the view, as [`Tlb::base`] gives it.
-    pub base: u64,
-    /// [`Tlb::fetch_regime`], shifted by 16 bits.
-    pub regime: u64,
-    /// [`Blocks::salt_offset`] of that.
-    pub salt: u64,
-    _padding: u64,
+    base: u64,
+    /// Its table from RIP to translated code, in [`ViewState::mode`].
+    targets: u64,
+    /// The mode; [`ViewState::NO_MODE`] while no table is known.
+    mode: u64,
 }
 
 impl ViewState {
-    /// Offset of the regime.
-    pub const REGIME: i32 = 8;
-    /// Offset of the salt.
-    pub const SALT: i32 = 16;
+    /// Offset of the table from RIP to code.
+    pub const TARGETS: i32 = std::mem::offset_of!(ViewState, targets) as i32;
+    /// Offset of the mode.
+    pub const MODE: i32 = std::mem::offset_of!(ViewState, mode) as i32;
+    const NO_MODE: u64 = u64::MAX;
 }
 
 /// The translation cache.
@@ -227,10 +227,20 @@ impl Tlb {
     /// Follows a change of tables or of their names.
     fn publish(&mut self) {
         for view in VIEW {
-            let regime = self.fetch_regime(view) << 16;
-            let (base, salt) = (self.base(view) as u64, Blocks::salt_offset(regime));
-            self.states[view as usize] = ViewState { base, regime, salt, _padding: 0 };
+            let base = self.base(view) as u64;
+            self.states[view as usize] = ViewState { base, targets: 0, mode: ViewState::NO_MODE };
         }
+    }
+
+    /// A table from RIP to code has another regime's entries now.
+    pub fn forget_targets(&mut self) {
+        self.publish();
+    }
+
+    /// From now on translated code may change to this view, in this mode, with this table from RIP to code.
+    pub fn set_targets(&mut self, view: View, mode: Mode, targets: u64) {
+        let state = &mut self.states[view as usize % VIEWS];
+        (state.targets, state.mode) = (targets, mode.0.into());
     }
 
     /// Names the translations for fetches, and their state: what was remembered of fetches with a view under a name is good

@@ -3,10 +3,9 @@
 use iced_x86::{Code, Instruction};
 
 use super::{At, Cold, Flags, Translator};
-use crate::block::{Blocks, RECENT_MASK};
 use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
 use crate::jit::call::Call;
-use crate::jit::frame::{RECENT_CODE, RECENT_REGIME, RECENT_SHIFT, slot};
+use crate::jit::frame::slot;
 use crate::jit::vectors::{FULL, SSE, X87};
 
 impl Translator<'_> {
@@ -148,70 +147,25 @@ impl Translator<'_> {
             self.a.mov_immediate(ADDRESS, rip);
             return self.outward_jump(self.stubs.dispatch);
         }
-        // The dispatch, with the entry's address known.
-        self.a.mov_immediate(ADDRESS, rip);
-        self.a.mov_immediate(SCRATCH, u64::from(Blocks::recent_offset(rip)));
-        self.a.memory(true, &[0x33], SCRATCH, RSP, slot::SALT);
-        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
-        let fails = self.dispatch_to_entry();
-        self.jump_to_entry();
-        self.leaving.push((fails.to_vec(), rip));
+        let another = self.a.jump_to_known_target(rip);
+        self.outward.push((Assembler::at(another), self.stubs.leave));
     }
 
-    /// Goes to the block whose RIP is in [`ADDRESS`], if the entry of the table of recent blocks at [`SCRATCH`] is its. The
-    /// jumps are taken where it is not: the first with the RIP still there, the others with the RIP in the entry.
-    fn dispatch_to_entry(&mut self) -> [Jump; 3] {
-        self.a.memory(true, &[0x3b], ADDRESS, SCRATCH, 0);
-        let another = self.a.jump_if(5);
-        self.a.load(ADDRESS, RSP, slot::REGIME);
-        self.a.memory(true, &[0x3b], ADDRESS, SCRATCH, RECENT_REGIME);
-        let elsewhere = self.a.jump_if(5);
-        // cmp qword [r15 + CODE], 0
-        self.a.memory(true, &[0x83], 7, SCRATCH, RECENT_CODE);
-        self.a.bytes.push(0);
-        let untranslated = self.a.jump_if(4);
-        [another, elsewhere, untranslated]
-    }
-
-    /// To the code of the entry at [`SCRATCH`].
-    fn jump_to_entry(&mut self) {
-        self.a.memory(false, &[0xff], 4, SCRATCH, RECENT_CODE);
-    }
-
-    /// Goes to the block whose RIP is in [`ADDRESS`] after what `commit` does, which may change neither scratch register
-    /// but [`ADDRESS`]. Where that block is not at hand, nothing is changed and the present instruction's handler is
-    /// called, which also finds a RIP that is not canonical.
+    /// Goes to the block whose RIP is in [`ADDRESS`] after what `commit` does, which may not change the scratch registers.
+    /// Where that block is not at hand, nothing is changed and the present instruction's handler is called, which also
+    /// finds a RIP that is not canonical.
     pub(super) fn branch(&mut self, commit: impl FnOnce(&mut Assembler)) {
-        self.entry_of();
-        let fails = self.dispatch_to_entry();
-        fails.into_iter().for_each(|fail| self.no_resume(fail));
+        let another = self.a.find_target();
+        self.no_resume(another);
         commit(&mut self.a);
-        self.jump_to_entry();
+        self.a.jump_to_target();
     }
 
     /// Goes to the block whose RIP is in [`ADDRESS`]. Each place has its own jump, for the host to predict.
     pub(super) fn dispatch(&mut self) {
-        self.entry_of();
-        let [another, elsewhere, untranslated] = self.dispatch_to_entry();
-        self.jump_to_entry();
-        let here = self.a.here();
-        self.a.land(elsewhere, here);
-        self.a.land(untranslated, here);
-        self.a.load(ADDRESS, SCRATCH, 0);
-        let here = self.a.here();
-        self.a.land(another, here);
-        self.outward_jump(self.stubs.leave);
-    }
-
-    /// The address of the entry for the RIP in [`ADDRESS`] in the table of recent blocks, to [`SCRATCH`].
-    fn entry_of(&mut self) {
-        self.a.mov(SCRATCH, ADDRESS);
-        self.a.shift(5, SCRATCH, 12);
-        self.a.registers(true, &[0x33], SCRATCH, ADDRESS);
-        self.a.alu_immediate(false, 4, SCRATCH, RECENT_MASK);
-        self.a.shift(4, SCRATCH, RECENT_SHIFT);
-        self.a.memory(true, &[0x33], SCRATCH, RSP, slot::SALT);
-        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::RECENT);
+        let another = self.a.find_target();
+        self.a.jump_to_target();
+        self.outward.push((Assembler::at(another), self.stubs.leave));
     }
 
     pub(super) fn outward_jump(&mut self, to: usize) {

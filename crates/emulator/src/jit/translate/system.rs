@@ -236,10 +236,11 @@ impl Translator<'_> {
         self.a.alu_immediate(false, AND, ADDRESS, AC | TF);
         self.a.alu_immediate(false, 7, ADDRESS, AC | TF);
         let keeps = self.a.jump_if(NE);
+        let unknown = self.unknown(View::Supervisor, 0);
         let unguarded = self.byte_is(owner::SMAP, 0, E);
         let aligned = self.byte_is(owner::VIEW, View::User as u8, NE);
         let counts = self.byte_is(owner::PMU_ACTIVE, 0, NE);
-        [disabled, keeps, unguarded, aligned, counts].into_iter().for_each(|jump| self.no_resume(jump));
+        [disabled, keeps, unknown, unguarded, aligned, counts].into_iter().for_each(|jump| self.no_resume(jump));
         self.arithmetic_flags(ADDRESS);
         self.a.memory(false, &[0x8b], R11, SCRATCH, owner::SYSTEM_FLAGS);
         self.a.alu_immediate(false, AND, R11, !ARITHMETIC);
@@ -268,13 +269,15 @@ impl Translator<'_> {
         let unguarded = self.byte_is(owner::VIEW, View::Supervisor as u8, NE);
         let counts = self.byte_is(owner::PMU_ACTIVE, 0, NE);
         let waits = self.byte_is(owner::INTERRUPT_WAITS, 0, NE);
+        let unknown = self.unknown(View::User, 3);
         self.a.mov(ADDRESS, RCX);
         self.a.shift(5, ADDRESS, 47);
         let high = self.a.jump_if(NE);
         self.a.registers(true, &[0xf7], 0, R11); // test r11, ..
         self.a.bytes.extend_from_slice(&(!RETURNED).to_le_bytes());
         let special = self.a.jump_if(NE);
-        [disabled, unguarded, counts, waits, high, special].into_iter().for_each(|jump| self.no_resume(jump));
+        let not_here = [disabled, unguarded, counts, waits, unknown, high, special];
+        not_here.into_iter().for_each(|jump| self.no_resume(jump));
         self.put_flags(R11, ADDRESS);
         self.a.load(ADDRESS, SCRATCH, owner::STAR);
         self.a.shift(5, ADDRESS, 48);
@@ -309,6 +312,14 @@ impl Translator<'_> {
         self.a.store_immediate(true, SCRATCH, owner::base(register), 0);
     }
 
+    /// The jump is taken where it is not known where the code of another privilege is.
+    fn unknown(&mut self, view: View, cpl: u8) -> Jump {
+        // cmp qword [..], mode
+        self.a.memory(true, &[0x81], 7, SCRATCH, owner::view_state(view) + ViewState::MODE);
+        self.a.bytes.extend_from_slice(&self.source.mode.with_cpl(cpl).0.to_le_bytes());
+        self.a.jump_if(NE)
+    }
+
     /// The mode and the view follow CPL.
     fn change_view(&mut self, view: View, cpl: u8) {
         let mode = self.source.mode.with_cpl(cpl).0 as i32;
@@ -317,11 +328,8 @@ impl Translator<'_> {
         let state = owner::view_state(view);
         self.a.load(ADDRESS, SCRATCH, state);
         self.a.store(ADDRESS, RSP, slot::TLB);
-        self.a.load(ADDRESS, SCRATCH, state + ViewState::SALT);
-        self.a.store(ADDRESS, RSP, slot::SALT);
-        self.a.load(ADDRESS, SCRATCH, state + ViewState::REGIME);
-        self.a.alu_immediate(true, OR, ADDRESS, mode);
-        self.a.store(ADDRESS, RSP, slot::REGIME);
+        self.a.load(ADDRESS, SCRATCH, state + ViewState::TARGETS);
+        self.a.store(ADDRESS, RSP, slot::TARGETS);
     }
 }
 
