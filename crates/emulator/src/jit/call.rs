@@ -11,11 +11,15 @@ pub struct Call {
     pub insn: u32,
     /// Its block.
     pub block: u32,
-    /// How to compute the flags; 0 where they are in the frame. See [`Calls::get_recipe`].
+    /// How to compute the flags; 0 where they are in the frame, [`DYNAMIC`] where that depends on the way that led here.
+    /// See [`Calls::get_recipe`].
     pub recipe: u32,
     /// What the count of instructions lacks, of those before the block; negative where the block's are in it.
     pub pending: i32,
 }
+
+/// Instead of a recipe's number: it is in the frame.
+pub const DYNAMIC: u32 = u32::MAX;
 
 /// All of a vCPU's.
 #[derive(Default)]

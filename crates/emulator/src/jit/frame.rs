@@ -47,6 +47,8 @@ pub mod slot {
     pub const X87_RIP: i32 = 160;
     /// The interpreter that runs the code: see [`super::super::owner`].
     pub const OWNER: i32 = 168;
+    /// How the arithmetic flags follow from registers, by a recipe's number; 0 where [`FLAGS`] has them. 32 bits.
+    pub const RECIPE: i32 = 176;
     /// The frame's size: with the return address and six saved registers a multiple of 16.
     pub const SIZE: i32 = 184;
 }
@@ -85,6 +87,8 @@ pub struct Context {
     pub vector: u64,
     /// An [`vectors::X87Area`].
     pub x87_area: u64,
+    /// As [`slot::RECIPE`].
+    pub recipe: u32,
 }
 
 /// Why translated code came back.
@@ -112,6 +116,7 @@ const STEP: i32 = field(9);
 const OWNER: i32 = field(10);
 const VECTOR: i32 = field(12);
 const X87_AREA: i32 = field(13);
+const RECIPE: i32 = field(14);
 
 /// MXCSR as Rust code expects it.
 const RUST_MXCSR: u32 = 0x1f80;
@@ -232,7 +237,7 @@ fn enter(a: &mut Assembler, leave_early: bool) {
         a.store(RAX, RSP, slot::ATTENTION);
     }
     // mov dword [..], immediate
-    for (at, value) in [(slot::LIVE, 0), (slot::HOST_MXCSR, RUST_MXCSR)] {
+    for (at, value) in [(slot::LIVE, 0), (slot::HOST_MXCSR, RUST_MXCSR), (slot::RECIPE, 0)] {
         a.memory(false, &[0xc7], 0, RSP, at);
         a.bytes.extend_from_slice(&value.to_le_bytes());
     }
@@ -280,6 +285,8 @@ fn leave(a: &mut Assembler, save: usize, why: u32) {
     a.store(RAX, RDI, FLAGS);
     a.load(RAX, RSP, slot::COUNT);
     a.store(RAX, RDI, COUNT);
+    a.memory(false, &[0x8b], RAX, RSP, slot::RECIPE);
+    a.memory(false, &[0x89], RAX, RDI, RECIPE);
     a.mov_immediate(RAX, u64::from(why));
     unwind(a);
 }
@@ -310,6 +317,8 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
     a.store(RAX, RDI, FLAGS);
     a.load(RAX, RSP, slot::COUNT);
     a.store(RAX, RDI, COUNT);
+    a.memory(false, &[0x8b], RAX, RSP, slot::RECIPE);
+    a.memory(false, &[0x89], RAX, RDI, RECIPE);
     a.load(RSI, RSP, slot::CALL);
     a.memory(false, &[0xff], 2, RDI, STEP);
     a.load(RDI, RSP, slot::CONTEXT);
@@ -329,6 +338,9 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
     }
     a.load(RAX, RDI, RIP);
     a.store(RAX, RSP, slot::SPARE);
+    // The flags are in the frame now.
+    a.memory(false, &[0xc7], 0, RSP, slot::RECIPE);
+    a.bytes.extend_from_slice(&[0; 4]);
     a.alu_immediate(false, 7, RSI, STEP_DISPATCH as i32);
     let branch = a.jump_if(4);
     a.load(SCRATCH, RDI, REGISTERS);

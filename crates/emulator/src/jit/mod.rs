@@ -27,8 +27,8 @@ use crate::block::{Key, Regime};
 use crate::cpuid::CpuModel;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
-pub use call::Call;
 use call::Calls;
+pub use call::{Call, DYNAMIC};
 pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Stubs, stubs};
 use links::Links;
@@ -350,9 +350,9 @@ impl Jit {
         self.calls.get(number)
     }
 
-    /// The flags where a call is made; `frame` are those in the frame.
-    pub fn flags(&self, call: &Call, registers: &[u64; 16], frame: u64) -> u64 {
-        self.calls.flags(call.recipe, registers, frame)
+    /// The flags by the recipe of a number; `frame` are those in the frame.
+    pub fn flags(&self, recipe: u32, registers: &[u64; 16], frame: u64) -> u64 {
+        self.calls.flags(recipe, registers, frame)
     }
 
     /// A regime's table from RIP to code; and whether another regime's was given up for it.

@@ -7,7 +7,7 @@ use x86::Flags;
 
 use super::native_set::is_copied;
 use super::region::Region;
-use super::{Context, Jit, STEP_DISPATCH, Settings, Source, Use, exit};
+use super::{Context, DYNAMIC, Jit, STEP_DISPATCH, Settings, Source, Use, exit};
 use crate::block::{NO_REGION, Regime};
 use crate::insn::Stop;
 use crate::interpreter::{Interpreter, Leave};
@@ -201,17 +201,17 @@ impl Interpreter {
         if why != exit::STOP && context.count != self.shadow_began {
             self.cpu.shadow = false;
         }
-        if why == exit::DISPATCH {
+        if why != exit::STOP {
             self.cpu.rip = context.rip;
-            self.cpu.flags.set_bits(from_frame(context.flags));
+            self.cpu.flags.set_bits(self.flags_of(&context, context.recipe));
+        }
+        if why == exit::DISPATCH {
             if executed == 0 {
                 self.found_changed(context.rip, regime);
             }
             return None;
         }
         if why == exit::REFUSED {
-            self.cpu.rip = context.rip;
-            self.cpu.flags.set_bits(from_frame(context.flags));
             self.interprets_next = true;
             return None;
         }
@@ -224,6 +224,12 @@ impl Interpreter {
             None if self.steps_alone() => Some(Leave::Boundary),
             leave => leave,
         }
+    }
+
+    /// The arithmetic flags of translated code, which follow from registers by the recipe of a number.
+    fn flags_of(&self, context: &Context, recipe: u32) -> u64 {
+        let frame = from_frame(context.flags);
+        self.jit.as_ref().map_or(frame, |jit| jit.flags(recipe, self.cpu.registers.all(), frame))
     }
 
     /// A translation left before its first instruction: other marks of its page than those of its code may have changed.
@@ -241,8 +247,9 @@ impl Interpreter {
     fn step(&mut self, context: &mut Context, number: u32) -> u32 {
         let Some(jit) = &mut self.jit else { return exit::STOP };
         let call = jit.call(number);
+        let recipe = if call.recipe == DYNAMIC { context.recipe } else { call.recipe };
         let cpu = &mut self.cpu;
-        let flags = jit.flags(&call, cpu.registers.all_mut(), from_frame(context.flags));
+        let flags = jit.flags(recipe, cpu.registers.all(), from_frame(context.flags));
         cpu.flags.set_bits(flags);
         jit.count_handler_call(self.blocks.insn(call.insn).mnemonic);
         let block = *self.blocks.get(call.block);

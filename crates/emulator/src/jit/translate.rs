@@ -17,7 +17,7 @@ use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemon
 
 use super::Source;
 use super::assembler::{ADDRESS, Assembler, Host, Jump, RSP, SCRATCH};
-use super::call::{Call, Calls};
+use super::call::{Call, Calls, DYNAMIC};
 use super::frame::Stubs;
 use super::native_set::{is_copied, keeps_flags};
 use super::recipe::Recipe;
@@ -76,6 +76,8 @@ struct Translator<'a> {
     present: usize,
     number: usize,
     at: At,
+    /// For joins that do not need the flags at once: the registers that must be as they were until they are overwritten.
+    dynamic: Vec<Option<u16>>,
     /// What a part that is no join finds when it is reached.
     incoming: Vec<Option<At>>,
     /// Where the parts start.
@@ -116,6 +118,7 @@ pub fn translate(source: &Source<'_>, region: &Region, calls: &mut Calls, stubs:
         present: 0,
         number: 0,
         at: At { flags: Flags::Frame, recipe: None, pending: 0 },
+        dynamic: flags::dynamic_joins(region),
         incoming: vec![None; parts],
         labels: vec![None; parts],
         waiting: (0..parts).map(|_| Vec::new()).collect(),
@@ -175,7 +178,8 @@ impl Translator<'_> {
             self.a.land(jump, here);
         }
         let counted = if self.source.counts_at_entry { -(self.part().block.count as i32) } else { 0 };
-        let fresh = At { flags: Flags::Frame, recipe: None, pending: counted };
+        let flags = if self.dynamic[present].is_some() { Flags::Dynamic } else { Flags::Frame };
+        let fresh = At { flags, recipe: None, pending: counted };
         self.at = self.incoming[present].unwrap_or(fresh);
         let mut ended = false;
         let region = self.region;
@@ -255,6 +259,7 @@ impl Translator<'_> {
         let part = self.part();
         let recipe = match self.at.flags {
             Flags::Recipe(number) => number,
+            Flags::Dynamic => DYNAMIC,
             _ => 0,
         };
         Call {
@@ -342,6 +347,9 @@ impl Translator<'_> {
             self.a.store(SCRATCH, RSP, crate::jit::frame::slot::X87_RIP);
         }
         if modified != 0 {
+            if self.at.flags == Flags::Dynamic {
+                self.set_recipe(0);
+            }
             self.at.flags = Flags::Host;
             self.at.recipe = self.recipe_after(i);
         }

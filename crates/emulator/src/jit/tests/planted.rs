@@ -214,7 +214,7 @@ fn planted(
 fn programs_with(plant: Plant) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (first, programs) = match number("RINGSIDE_JIT_SEED") {
-        Some(seed) => (seed, 1),
+        Some(seed) => (seed, number("RINGSIDE_JIT_PROGRAMS").unwrap_or(1)),
         None => (0, number("RINGSIDE_JIT_PROGRAMS").unwrap_or(PROGRAMS)),
     };
     let forms = Forms::new();

@@ -115,7 +115,7 @@ impl Translator<'_> {
             }
             return;
         }
-        self.save_flags();
+        self.save_flags_for(to);
         self.count_now();
         if to <= self.present {
             let leaving = self.poll();

@@ -10,6 +10,7 @@ use super::Translator;
 use crate::jit::assembler::{RAX, RSP, SCRATCH};
 use crate::jit::frame::slot;
 use crate::jit::recipe::{Operation, Recipe, Right};
+use crate::jit::region::{Facts, Part, Region};
 
 /// Where the guest's flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,9 @@ pub enum Flags {
     Host,
     /// In both.
     Both,
+    /// In the frame, or nowhere: the frame says how they follow from registers, as whoever led here has left them. Nobody
+    /// reads them any more.
+    Dynamic,
     /// Nowhere: they follow from registers, and nobody reads them any more. The number of a [`Recipe`], above zero.
     Recipe(u32),
 }
@@ -36,6 +40,25 @@ impl Translator<'_> {
         self.a.memory(false, &[0x0f, 0x90], 0, RSP, slot::FLAGS + 1); // seto [..]
         self.a.mov(RAX, SCRATCH);
         self.at.flags = Flags::Both;
+    }
+
+    /// At the end of a way to a join that does not need them: notes how they follow from registers, instead of saving them.
+    pub(super) fn save_flags_for(&mut self, join: usize) {
+        let recipe = self.at.recipe.filter(|_| self.at.flags == Flags::Host);
+        match (recipe, self.dynamic[join]) {
+            (Some(recipe), Some(kept)) if recipe.before().is_none() && recipe.needs & !kept == 0 => {
+                let number = self.calls.recipe(recipe);
+                self.set_recipe(number);
+                self.at.flags = Flags::Recipe(number);
+            }
+            _ => self.save_flags(),
+        }
+    }
+
+    /// `mov dword [recipe], number`: leaves the host's flags alone.
+    pub(super) fn set_recipe(&mut self, number: u32) {
+        self.a.memory(false, &[0xc7], 0, RSP, slot::RECIPE);
+        self.a.bytes.extend_from_slice(&number.to_le_bytes());
     }
 
     /// Loads them into the host's.
@@ -117,7 +140,7 @@ impl Translator<'_> {
         let before = match self.at.flags {
             Flags::Frame => None,
             Flags::Recipe(number) => Some((number, *self.calls.get_recipe(number)?)),
-            Flags::Host | Flags::Both => return None,
+            Flags::Host | Flags::Both | Flags::Dynamic => return None,
         };
         let size = i.op_register(0).size() as u8;
         let recipe = Recipe::rotated(operation, size, left, before);
@@ -141,6 +164,41 @@ impl Translator<'_> {
         (before.needs & 1 << (left & 15) == 0 || before.before().is_some_and(|_| before.left == left))
             .then(|| Recipe::rotated(operation, size, left, Some((number, before))))
     }
+}
+
+/// The joins that overwrite the flags before anybody needs them, as long as some registers are what they were where the
+/// ways to them end: those registers.
+pub fn dynamic_joins(region: &Region) -> Vec<Option<u16>> {
+    let needs = |to: &Part| {
+        let ways = region.parts.iter().filter(|part| part.successors.contains(&to.block.rip));
+        let needs = ways.filter_map(last_recipe).fold(0, |needs, recipe| needs | recipe.needs);
+        (to.join && needs != 0 && overwrites_flags(to, needs)).then_some(needs)
+    };
+    region.parts.iter().map(needs).collect()
+}
+
+/// How the flags at a part's end follow from registers.
+fn last_recipe(part: &Part) -> Option<Recipe> {
+    let last = part.facts.iter().rposition(|facts| facts.sets_flags)?;
+    let recipe = recipe(&part.insns[last])?;
+    let intact = |facts: &Facts| facts.writes & recipe.needs == 0;
+    part.facts[last + 1..].iter().all(intact).then_some(recipe)
+}
+
+/// Whether a part overwrites the flags before it needs them, and no handler is called before that when one of these registers
+/// has changed.
+fn overwrites_flags(part: &Part, needs: u16) -> bool {
+    let mut changed = false;
+    for facts in &part.facts {
+        if facts.needs_flags || facts.may_leave && changed {
+            return false;
+        }
+        if facts.sets_flags {
+            return true;
+        }
+        changed |= facts.writes & needs != 0;
+    }
+    false
 }
 
 /// A rotation of a 32- or 64-bit register by an immediate that is not zero: which, and the register.
