@@ -528,6 +528,7 @@ impl Interpreter {
                 && (self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset))
             {
                 self.remember(rip, regime, number);
+                self.remember_region(block.region, regime);
                 return Ok(number);
             }
         }

@@ -33,12 +33,7 @@ fn flat_stack(selector: u16, dpl: u8) -> Segment {
 }
 
 fn flat(selector: u16, attributes: Attributes) -> Segment {
-    Segment {
-        selector: Selector(selector),
-        base: 0,
-        limit: u32::MAX,
-        attributes,
-    }
+    Segment { selector: Selector(selector), base: 0, limit: u32::MAX, attributes }
 }
 
 fn load(cpu: &mut Cpu, code: Segment, stack: Segment) {

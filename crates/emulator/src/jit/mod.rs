@@ -72,6 +72,8 @@ pub struct Jit {
     parts: Vec<(u32, u32)>,
     /// The regions that were translated, by their numbers.
     regions: Vec<Translated>,
+    /// Offsets in code memory of the states that regions expect of their pages.
+    states: Vec<u32>,
     calls: Calls,
     targets: Targets,
     x87_area: Box<X87Area>,
@@ -131,8 +133,8 @@ pub struct Source<'a> {
 pub struct Translated {
     /// Its blocks among [`Jit::parts`].
     blocks: (u32, u32),
-    /// Where in code memory the page's expected state stands.
-    state_at: usize,
+    /// Where in code memory the page's expected state stands: among [`Jit::states`].
+    states: (u32, u32),
 }
 
 /// A new translation.
@@ -149,13 +151,13 @@ pub struct Added {
 type Enter = unsafe extern "sysv64" fn(*mut Context, u64) -> u32;
 
 impl Jit {
-    /// Maps the code memory.
+    /// Maps the code memory, near the pages' states where there is room.
     ///
     /// # Errors
     /// The host refuses it.
-    pub fn new(settings: Settings) -> std::io::Result<Self> {
+    pub fn new(settings: Settings, states: u64) -> std::io::Result<Self> {
         let mut jit = Self {
-            memory: CodeMemory::new(settings.code_bytes)?,
+            memory: CodeMemory::near(settings.code_bytes, states)?,
             hot: settings.hot,
             leave_early: settings.leave_early,
             region: settings.region,
@@ -164,6 +166,7 @@ impl Jit {
             links: Links::default(),
             parts: Vec::new(),
             regions: Vec::new(),
+            states: Vec::new(),
             calls: Calls::default(),
             targets: Targets::default(),
             x87_area: Box::default(),
@@ -186,6 +189,7 @@ impl Jit {
         self.links.clear();
         self.parts.clear();
         self.regions.clear();
+        self.states.clear();
         self.calls.clear();
         self.targets.clear();
         self.place_stubs();
@@ -272,8 +276,9 @@ impl Jit {
     /// Translates a region. `None` where code memory is full: then the caller forgets all blocks and calls [`Jit::clear`].
     pub fn add(&mut self, source: &Source<'_>, region: &Region) -> Option<Added> {
         let start = Instant::now();
-        let mut translation = translate(source, region, &mut self.calls, self.stubs);
         let base = self.memory.next();
+        let address = self.memory.address(base as u32) as u64;
+        let mut translation = translate(source, region, &mut self.calls, (self.stubs, address));
         for &(at, to) in &translation.outward {
             let disp = to as i64 - (base + at + 4) as i64;
             translation.bytes[at..at + 4].copy_from_slice(&(disp as i32).to_le_bytes());
@@ -295,7 +300,9 @@ impl Jit {
         let first = self.parts.len() as u32;
         self.parts.extend(region.parts.iter().map(|part| (part.number, part.block.first)));
         let blocks = (first, self.parts.len() as u32);
-        self.regions.push(Translated { blocks, state_at: base + translation.state_at });
+        let first = self.states.len() as u32;
+        self.states.extend(translation.states.iter().map(|&at| (base + at) as u32));
+        self.regions.push(Translated { blocks, states: (first, self.states.len() as u32) });
         Some(Added { region: self.regions.len() as u32 - 1, entries, exits })
     }
 
@@ -340,8 +347,9 @@ impl Jit {
 
     /// The page's state changed, and the region's bytes did not: its translation expects the new state.
     pub fn expect(&mut self, region: u32, state: u32) {
-        if let Some(at) = self.region(region).map(|region| region.state_at) {
-            self.memory.patch(at, &state.to_le_bytes());
+        let Some((first, end)) = self.region(region).map(|region| region.states) else { return };
+        for &at in &self.states[first as usize..end as usize] {
+            self.memory.patch(at as usize, &state.to_le_bytes());
         }
     }
 

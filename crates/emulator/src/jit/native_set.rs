@@ -21,12 +21,12 @@ pub fn is_copied(i: &Instruction) -> bool {
         Bt | Bts | Btr | Btc => !bit_in_memory,
         Mov | Movzx | Movsx | Movsxd | Lea | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc
         | Dec | Neg | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul
-        | Bsf | Bsr | Bswap | Xchg | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Clc | Stc
-        | Cmc | Popcnt | Lzcnt | Tzcnt | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext
-        | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Movbe | Crc32 | Seto | Setno | Setb | Setae | Sete
-        | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl | Setge | Setle | Setg | Cmovo
-        | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns | Cmovp | Cmovnp
-        | Cmovl | Cmovge | Cmovle | Cmovg => true,
+        | Cmpxchg16b | Bsf | Bsr | Bswap | Xchg | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo
+        | Clc | Stc | Cmc | Popcnt | Lzcnt | Tzcnt | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx
+        | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox | Movbe | Crc32 | Seto | Setno | Setb
+        | Setae | Sete | Setne | Setbe | Seta | Sets | Setns | Setp | Setnp | Setl | Setge | Setle | Setg
+        | Cmovo | Cmovno | Cmovb | Cmovae | Cmove | Cmovne | Cmovbe | Cmova | Cmovs | Cmovns | Cmovp
+        | Cmovnp | Cmovl | Cmovge | Cmovle | Cmovg => true,
         _ => false,
     }
 }

@@ -41,7 +41,8 @@ pub const PMU_ACTIVE: i32 = (offset_of!(Interpreter, cpu.pmu) + Pmu::ACTIVE_OFFS
 
 /// What translated code takes over with a view.
 pub const fn view_state(view: View) -> i32 {
-    (offset_of!(Interpreter, cpu.mmu.tlb) + Tlb::STATES_OFFSET + view as usize * size_of::<ViewState>()) as i32
+    (offset_of!(Interpreter, cpu.mmu.tlb) + Tlb::STATES_OFFSET + view as usize * size_of::<ViewState>())
+        as i32
 }
 
 /// A segment register's hidden and visible parts.

@@ -41,7 +41,7 @@ impl Interpreter {
     /// # Errors
     /// The host gives no memory for code.
     pub fn enable_jit_with(&mut self, settings: Settings) -> std::io::Result<()> {
-        self.jit = Some(Jit::new(settings)?);
+        self.jit = Some(Jit::new(settings, self.cpu.memory.marks().state_address(0))?);
         Ok(())
     }
 
@@ -113,6 +113,19 @@ impl Interpreter {
         let code = self.blocks.get(number).code;
         if let Some(jit) = self.jit.as_mut().filter(|_| code != 0) {
             jit.remember(rip, regime, code);
+        }
+    }
+
+    /// Remembers where the code of a region's blocks is: they are in the page that an address was just translated to.
+    pub(crate) fn remember_region(&mut self, region: u32, regime: Regime) {
+        let targets = self.targets(regime);
+        let Some(jit) = self.jit.as_mut().filter(|_| targets != 0) else { return };
+        let Some(blocks) = jit.blocks_of(region).map(<[_]>::to_vec) else { return };
+        for (number, first) in blocks {
+            let block = self.blocks.get(number);
+            if block.first == first && block.code != 0 {
+                jit.remember(block.rip, regime, block.code);
+            }
         }
     }
 

@@ -55,7 +55,8 @@ struct Table {
 impl Table {
     fn new() -> Self {
         let entries: Vec<Target> = (0..ENTRIES).map(nothing).collect();
-        let entries = entries.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+        let entries =
+            entries.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("the length is right"));
         Self { regime: None, entries, log: Vec::with_capacity(LOG), used: 0 }
     }
 
@@ -100,7 +101,8 @@ impl Targets {
             self.tables.push(Table::new());
         }
         // A new one, or the one that has not been looked for longest.
-        let oldest = (0..self.tables.len()).min_by_key(|&at| (self.tables[at].regime.is_some(), self.tables[at].used));
+        let oldest =
+            (0..self.tables.len()).min_by_key(|&at| (self.tables[at].regime.is_some(), self.tables[at].used));
         let oldest = oldest.unwrap_or(0);
         let given_up = self.tables[oldest].regime.is_some();
         self.tables[oldest].clear();
@@ -110,7 +112,8 @@ impl Targets {
 
     /// Remembers where the code for a RIP is, in the regime whose table was asked for last.
     pub fn remember(&mut self, rip: u64, regime: Regime, code: u64) {
-        let Some(table) = self.tables.get_mut(self.current).filter(|table| table.regime == Some(regime)) else {
+        let Some(table) = self.tables.get_mut(self.current).filter(|table| table.regime == Some(regime))
+        else {
             return;
         };
         let at = index(rip);

@@ -36,7 +36,7 @@ pub struct Translation {
     /// Parts that can be entered, and where.
     pub entries: Vec<(usize, usize)>,
     /// Where the page's expected state stands.
-    pub state_at: usize,
+    pub states: Vec<usize>,
 }
 
 /// What is true at a place in the code.
@@ -93,8 +93,10 @@ struct Translator<'a> {
     cold: Vec<Cold>,
     outward: Vec<(usize, usize)>,
     exits: Vec<(u64, usize)>,
-    /// Loads of the page's expected state.
+    /// Where the page's expected state stands.
     states: Vec<usize>,
+    /// Where the code is going to be.
+    address: u64,
     /// Vector state that is live throughout.
     need: u8,
     /// Whether the host rotates without touching the flags.
@@ -106,8 +108,13 @@ struct Translator<'a> {
 /// The instruction cannot be copied: call its handler.
 struct NotCopied;
 
-/// Translates a region of 64-bit code.
-pub fn translate(source: &Source<'_>, region: &Region, calls: &mut Calls, stubs: Stubs) -> Translation {
+/// Translates a region of 64-bit code, to be placed at `address`.
+pub fn translate(
+    source: &Source<'_>,
+    region: &Region,
+    calls: &mut Calls,
+    (stubs, address): (Stubs, u64),
+) -> Translation {
     let parts = region.parts.len();
     let mut translator = Translator {
         a: Assembler::default(),
@@ -129,6 +136,7 @@ pub fn translate(source: &Source<'_>, region: &Region, calls: &mut Calls, stubs:
         outward: Vec::new(),
         exits: Vec::new(),
         states: Vec::new(),
+        address,
         need: 0,
         rorx: std::is_x86_feature_detected!("bmi2"),
         factory: InstructionInfoFactory::new(),
@@ -160,9 +168,8 @@ impl Translator<'_> {
             }
         }
         self.cold_paths();
-        let state_at = self.place_state();
-        let Self { a, outward, exits, .. } = self;
-        Translation { bytes: a.bytes, outward, exits, entries, state_at }
+        let Self { a, outward, exits, states, .. } = self;
+        Translation { bytes: a.bytes, outward, exits, entries, states }
     }
 
     fn part(&self) -> &Part {
@@ -213,6 +220,7 @@ impl Translator<'_> {
         let lengths = (self.cold.len(), self.outward.len(), self.exits.len());
         let done = match self.special(instruction) {
             Some(result) => result,
+            None if operand::is_bit_string(instruction) => self.bit_string(instruction).map(|()| false),
             None => self.copy(instruction).map(|()| false),
         };
         let ended = done.unwrap_or_else(|NotCopied| {
@@ -295,7 +303,8 @@ impl Translator<'_> {
             self.give_up_flags();
             call = self.call();
             self.effective_address(i, true)?;
-            if let Some(alignment) = vector.map(|v| v.alignment).filter(|&a| a > 1) {
+            let own = if i.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
+            if let Some(alignment) = Some(vector.map_or(own, |v| v.alignment)).filter(|&a| a > 1) {
                 misses.push(self.misaligned(alignment));
             }
             let access = if writes { Access::Write } else { Access::Read };

@@ -12,8 +12,7 @@ use crate::mode::Mode;
 /// Entries in each view's part of a table.
 pub const ENTRIES: usize = 4096;
 const VIEWS: usize = 4;
-const VIEW: [View; VIEWS] =
-    [View::Supervisor, View::SupervisorUnguarded, View::User, View::UserAligned];
+const VIEW: [View; VIEWS] = [View::Supervisor, View::SupervisorUnguarded, View::User, View::UserAligned];
 const SIZE: usize = ENTRIES * VIEWS;
 const PAGE: u64 = !0xfff;
 /// Address spaces whose translations are kept.
@@ -131,15 +130,21 @@ pub struct Allowed {
 }
 
 /// Where the entries are that may allow stores to a page of RAM.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stored {
-    /// There is none.
-    #[default]
-    Nowhere,
-    /// Only at this table and index.
-    At(u16, u16),
+    /// Nowhere else than at these tables and indices.
+    At([Option<(u8, u16)>; STORED]),
     /// Who knows.
     Anywhere,
+}
+
+/// Places that are remembered for each page: a program's, the operating system's, and a second view's of that.
+const STORED: usize = 3;
+
+impl Default for Stored {
+    fn default() -> Self {
+        Self::At([None; STORED])
+    }
 }
 
 /// What depends on the view in translated code; it takes this over when it changes the view itself.
@@ -418,22 +423,27 @@ impl Tlb {
     fn note_store(&mut self, page: Offset, table: usize, index: usize) {
         let number = (page >> 12) as usize;
         if self.stored.len() <= number {
-            self.stored.resize(number + 1, Stored::Nowhere);
+            self.stored.resize(number + 1, Stored::default());
         }
-        let here = Stored::At(table as u16, index as u16);
-        let gone = match self.stored[number] {
-            Stored::Nowhere => true,
-            Stored::At(table, index) => {
+        let here = Some((table as u8, index as u16));
+        let Stored::At(mut places) = self.stored[number] else { return };
+        if places.contains(&here) {
+            return;
+        }
+        let host = self.ram.wrapping_add(page);
+        let is_gone = |place: &Option<(u8, u16)>| {
+            place.is_none_or(|(table, index)| {
                 let entry = &self.tables[usize::from(table)].entries[usize::from(index)];
-                entry.page != self.ram.wrapping_add(page) || entry.write == no_page(index.into())
-            }
-            Stored::Anywhere => false,
+                entry.page != host || entry.write == no_page(index.into())
+            })
         };
-        if gone {
-            self.stored[number] = here;
-        } else if self.stored[number] != here {
-            self.stored[number] = Stored::Anywhere;
-        }
+        self.stored[number] = match places.iter().position(is_gone) {
+            Some(free) => {
+                places[free] = here;
+                Stored::At(places)
+            }
+            None => Stored::Anywhere,
+        };
     }
 
     /// Drops what allows stores to the page at an offset, in every view and address space. Gives whether there was any.
@@ -449,10 +459,10 @@ impl Tlb {
         };
         let Some(stored) = self.stored.get_mut((page >> 12) as usize) else { return false };
         match std::mem::take(stored) {
-            Stored::Nowhere => false,
-            Stored::At(table, index) => {
-                drop(index.into(), &mut self.tables[usize::from(table)].entries[usize::from(index)])
-            }
+            Stored::At(places) => places.into_iter().flatten().fold(false, |found, (table, index)| {
+                let entry = &mut self.tables[usize::from(table)].entries[usize::from(index)];
+                drop(index.into(), entry) | found
+            }),
             Stored::Anywhere => {
                 let entries = self.tables.iter_mut().flat_map(|table| table.entries.iter_mut().enumerate());
                 entries.fold(false, |found, (index, entry)| drop(index, entry) | found)

@@ -32,13 +32,25 @@ impl CodeMemory {
     /// # Errors
     /// The host refuses the memory file or a mapping of it.
     pub fn new(len: usize) -> io::Result<Self> {
+        Self::near(len, 0)
+    }
+
+    /// The same, to be executed within 2 GiB of an address where there is room.
+    ///
+    /// # Errors
+    /// As [`CodeMemory::new`].
+    pub fn near(len: usize, address: u64) -> io::Result<Self> {
         let file = memory_file()?;
         // SAFETY: sets the size of a file that nothing else knows.
         if unsafe { libc::ftruncate(file.as_raw_fd(), len as libc::off_t) } != 0 {
             return Err(io::Error::last_os_error());
         }
         let writable = Mapping::new(&file, len, libc::PROT_READ | libc::PROT_WRITE)?;
-        let executable = Mapping::new(&file, len, libc::PROT_READ | libc::PROT_EXEC)?;
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        let executable = match Mapping::near(&file, len, protection, address) {
+            Some(near) => near,
+            None => Mapping::new(&file, len, protection)?,
+        };
         Ok(Self { writable, executable, used: 0 })
     }
 
@@ -88,6 +100,22 @@ impl CodeMemory {
 }
 
 impl Mapping {
+    /// A mapping within 1 GiB of an address; `None` where there is no room, or the address is 0.
+    fn near(file: &OwnedFd, len: usize, protection: i32, address: u64) -> Option<Self> {
+        const STEP: u64 = 32 << 20;
+        const STEPS: u64 = 32;
+        let start = (address != 0).then_some(address & !(STEP - 1))?;
+        let below = (1..STEPS).filter_map(|n| start.checked_sub(n * STEP));
+        below.chain((1..STEPS).map(|n| start + n * STEP)).find_map(|hint| {
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE;
+            // SAFETY: a new shared mapping; it replaces no other.
+            let start = unsafe { libc::mmap(hint as *mut _, len, protection, flags, file.as_raw_fd(), 0) };
+            let mapping = (start != libc::MAP_FAILED).then(|| Self { start: start.cast(), len })?;
+            // Kernels before 4.17 take the address for a wish.
+            (start as u64 == hint).then_some(mapping)
+        })
+    }
+
     fn new(file: &OwnedFd, len: usize, protection: i32) -> io::Result<Self> {
         // SAFETY: a new shared mapping at an address of the kernel's choice.
         let start = unsafe {

@@ -70,12 +70,27 @@ impl Translator<'_> {
         self.a.memory(false, &[0x83], 7, SCRATCH, 0);
         self.a.bytes.push(0);
         let attention = self.a.jump_if(5);
-        self.a.mov_immediate(SCRATCH, self.source.state_address);
-        // mov r14d, [rip + state]; cmp [r15], r14d
-        self.a.bytes.extend_from_slice(&[0x44, 0x8b, 0x35, 0, 0, 0, 0]);
-        self.states.push(self.a.here() - 4);
-        self.a.memory(false, &[0x39], ADDRESS, SCRATCH, 0);
+        self.compare_state();
         vec![attention, self.a.jump_if(5)]
+    }
+
+    /// Compares the page's state with the expected one: `cmp dword [state], expected`.
+    fn compare_state(&mut self) {
+        const LENGTH: u64 = 10;
+        let behind = self.address + self.a.here() as u64 + LENGTH;
+        let distance = self.source.state_address.wrapping_sub(behind) as i64;
+        match i32::try_from(distance) {
+            Ok(distance) => {
+                self.a.bytes.extend_from_slice(&[0x81, 0x3d]);
+                self.a.bytes.extend_from_slice(&distance.to_le_bytes());
+            }
+            Err(_) => {
+                self.a.mov_immediate(SCRATCH, self.source.state_address);
+                self.a.memory(false, &[0x81], 7, SCRATCH, 0);
+            }
+        }
+        self.states.push(self.a.here());
+        self.a.bytes.extend_from_slice(&self.source.state.to_le_bytes());
     }
 
     /// `add qword [count], instructions`. Overwrites the host's flags.
@@ -259,18 +274,5 @@ impl Translator<'_> {
         }
         let back = self.a.jump();
         self.a.land(back, resume);
-    }
-
-    /// Places the page's expected state behind the code, for the polls. Gives where.
-    pub(super) fn place_state(&mut self) -> usize {
-        let padding = self.a.here().next_multiple_of(4) - self.a.here();
-        self.a.bytes.extend(std::iter::repeat_n(0xcc, padding));
-        let here = self.a.here();
-        self.a.bytes.extend_from_slice(&self.source.state.to_le_bytes());
-        for at in std::mem::take(&mut self.states) {
-            let disp = (here - (at + 4)) as i32;
-            self.a.bytes[at..at + 4].copy_from_slice(&disp.to_le_bytes());
-        }
-        here
     }
 }

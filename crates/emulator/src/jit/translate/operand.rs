@@ -1,6 +1,6 @@
 //! Operands: guest registers in host registers, and memory operands through the translation cache.
 
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
@@ -123,6 +123,51 @@ impl Translator<'_> {
         Ok(())
     }
 
+    /// BT and its kin with a bit number from a register, which reaches beyond the operand: the host does the same from an
+    /// address that is as far before the one that was found.
+    pub(super) fn bit_string(&mut self, i: &Instruction) -> Result<(), NotCopied> {
+        let (size, bit) = (i.op_register(1).size() as u8, i.op_register(1).full_register().number() as u8);
+        if size < 4 || i.memory_base().is_gpr32() || i.memory_index().is_gpr32() {
+            return Err(NotCopied);
+        }
+        self.give_up_flags();
+        let call = self.call();
+        self.effective_address(i, true)?;
+        let scale = size.trailing_zeros() as u8;
+        self.word_of_bit(bit, size);
+        self.a.lea(true, ADDRESS, Some(ADDRESS), Some((SCRATCH, scale)), 0);
+        let access = if i.mnemonic() == Mnemonic::Bt { Access::Read } else { Access::Write };
+        let miss = self.probe(access, u32::from(size));
+        self.word_of_bit(bit, size);
+        self.a.registers(true, &[0xf7], 3, SCRATCH); // neg
+        self.a.lea(true, ADDRESS, Some(ADDRESS), Some((SCRATCH, scale)), 0);
+        // Another recipe than the frame has nobody needs here.
+        if let super::Flags::Recipe(_) | super::Flags::Dynamic = self.at.flags {
+            return Err(NotCopied);
+        }
+        self.load_flags();
+        let number = self.guest(bit, SCRATCH);
+        let mut copy = *i;
+        copy.set_op_register(1, sized(number, size.into()));
+        set_memory(&mut copy);
+        self.encode(&copy)?;
+        (self.at.flags, self.at.recipe) = (super::Flags::Host, None);
+        self.resume_here(miss, call, i);
+        Ok(())
+    }
+
+    /// How many words of `size` bytes a bit is away, to [`SCRATCH`].
+    fn word_of_bit(&mut self, bit: u8, size: u8) {
+        let number = self.guest(bit, SCRATCH);
+        if size == 4 {
+            self.a.registers(true, &[0x63], SCRATCH, number); // movsxd
+            self.a.shift(7, SCRATCH, 5);
+        } else {
+            self.a.mov(SCRATCH, number);
+            self.a.shift(7, SCRATCH, 6);
+        }
+    }
+
     /// LEA: its result is in [`ADDRESS`].
     pub(super) fn finish_lea(&mut self, i: &Instruction, copy: &Instruction) {
         let to = copy.op_register(0).full_register().number() as u8;
@@ -148,6 +193,13 @@ fn sized(host: Host, size: usize) -> Register {
         _ => Register::RAX,
     };
     first + u32::from(host)
+}
+
+/// Whether it is BT, BTS, BTR or BTC of memory with a bit number from a register.
+pub fn is_bit_string(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && i.op_kind(0) == OpKind::Memory
+        && i.op_kind(1) == OpKind::Register
 }
 
 /// The memory operand becomes `[ADDRESS]`.

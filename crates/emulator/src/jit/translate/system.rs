@@ -22,7 +22,8 @@ const HIDDEN: i32 = (x86::Flags::RF.bits() | x86::Flags::VM.bits()) as i32;
 const RETURNED: i32 = ARITHMETIC
     | FIXED
     | IF
-    | (x86::Flags::DF.bits() | x86::Flags::NT.bits() | x86::Flags::ID.bits() | x86::Flags::IOPL.bits()) as i32;
+    | (x86::Flags::DF.bits() | x86::Flags::NT.bits() | x86::Flags::ID.bits() | x86::Flags::IOPL.bits())
+        as i32;
 /// The flags that LAHF tells, and OF's bit.
 const LAHF: i32 = 0xd5;
 const OF_BIT: u8 = 11;
@@ -240,7 +241,9 @@ impl Translator<'_> {
         let unguarded = self.byte_is(owner::SMAP, 0, E);
         let aligned = self.byte_is(owner::VIEW, View::User as u8, NE);
         let counts = self.byte_is(owner::PMU_ACTIVE, 0, NE);
-        [disabled, keeps, unknown, unguarded, aligned, counts].into_iter().for_each(|jump| self.no_resume(jump));
+        [disabled, keeps, unknown, unguarded, aligned, counts]
+            .into_iter()
+            .for_each(|jump| self.no_resume(jump));
         self.arithmetic_flags(ADDRESS);
         self.a.memory(false, &[0x8b], R11, SCRATCH, owner::SYSTEM_FLAGS);
         self.a.alu_immediate(false, AND, R11, !ARITHMETIC);
