@@ -192,8 +192,8 @@ mod tests {
             assert_eq!(found(&mut targets, regime, 0), Some(0x200 + regime));
             assert_eq!(found(&mut targets, regime, 0x2000), None, "another regime's");
         }
-        assert_eq!(targets.table(0).1, false);
-        assert_eq!(targets.table(77).1, true, "one is given up");
+        assert!(!targets.table(0).1);
+        assert!(targets.table(77).1, "one is given up");
         assert_eq!(found(&mut targets, 77, 0x1000), None);
         assert_eq!(found(&mut targets, 0, 0x1000), Some(0x100));
         assert_eq!(found(&mut targets, 1, 0x1000), None, "the one that was not used longest");
