@@ -10,10 +10,11 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ringside::guest::root_disk;
 use vmm::config::{
-    DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig, ShareConfig,
-    VIRTIO_FEATURES,
+    BalloonConfig, DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig,
+    PortConfig, ShareConfig, VIRTIO_FEATURES,
 };
 
+use crate::device_options;
 use crate::disk_options::{self, DiskCommand};
 use crate::{exit_status, share_options, size};
 
@@ -97,6 +98,16 @@ pub enum Command {
     /// Create, look at, convert, resize or check disk images
     #[command(subcommand)]
     Disk(DiskCommand),
+    /// Tell how a running guest's balloon is, or change its size
+    ///
+    /// The guest was started with --balloon control=SOCKET.
+    Balloon {
+        /// The socket
+        socket: PathBuf,
+        /// What the balloon is to take of the guest's memory: 256M; 0 for nothing
+        #[arg(value_parser = size::parse)]
+        size: Option<u64>,
+    },
 }
 
 /// What can be done with named guests.
@@ -303,6 +314,37 @@ pub struct RunArgs {
     /// else changes.
     #[arg(long, value_name = "DIR[,tag=TAG,...]", value_parser = share_options::share, help_heading = "Machine")]
     pub share: Vec<ShareConfig>,
+    /// Where the guest's terminal is: the first serial port, or a virtio console
+    ///
+    /// With `virtio` the terminal is hvc0, faster and of the size that it has here, also when that changes. Until the
+    /// guest uses it, what it says on its serial port is shown, as a kernel does while it boots. A guest of --kernel
+    /// needs console=hvc0 on its command line.
+    #[arg(
+        long,
+        value_enum,
+        value_name = "serial|virtio",
+        default_value = "serial",
+        help_heading = "Machine"
+    )]
+    #[arg(conflicts_with = "firmware")]
+    pub console: Console,
+    /// A channel to the guest: name=NAME,path=PATH[,as=file|socket|pty]
+    ///
+    /// In the guest it is /dev/vport*, and /dev/virtio-ports/NAME where udev runs. What the guest writes goes into the
+    /// file at PATH, which is emptied first; with as=socket PATH is a Unix socket that one client at a time talks to;
+    /// with as=pty it is a link to a pseudo-terminal. May be given more than once.
+    #[arg(long, value_name = "name=NAME,path=PATH,...", value_parser = device_options::port, help_heading = "Machine")]
+    pub port: Vec<PortConfig>,
+    /// A balloon, by which the guest gives memory back: [size=SIZE][,control=SOCKET][,deflate-on-oom=on|off]
+    /// [,free-page-reporting=on|off]
+    ///
+    /// SIZE is what it takes of the guest's memory at first; by default nothing. With control=SOCKET, `ringside balloon
+    /// SOCKET SIZE` changes that while the guest runs, and `ringside balloon SOCKET` tells how it is. What the guest does
+    /// not use goes back to the host by itself unless free-page-reporting=off; the guest may take the balloon's memory
+    /// where it would have to kill a process unless deflate-on-oom=off.
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
+    #[arg(value_parser = device_options::balloon, help_heading = "Machine")]
+    pub balloon: Option<BalloonConfig>,
     /// Give the guest random bytes of the host through a virtio entropy device
     #[arg(long, help_heading = "Machine")]
     pub rng: bool,
@@ -353,6 +395,15 @@ pub enum Jit {
     Off,
     /// Do both, and compare
     Lockstep,
+}
+
+/// Where the guest's terminal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Console {
+    /// The first serial port
+    Serial,
+    /// A virtio console
+    Virtio,
 }
 
 /// How virtio devices are reached.

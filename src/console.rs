@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ringside::guest;
 use rustix::event::{PollFd, PollFlags, poll};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 use vmm::input::Input;
 use vmm::{Controls, StopReason};
@@ -76,13 +76,19 @@ impl Present {
 /// # Errors
 /// The host's, where it gives no handler or no thread.
 pub fn follow_signals(present: &Present) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCONT])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGCONT, SIGWINCH])?;
     let present = present.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut stopped = false;
         for signal in signals.forever() {
             match signal {
                 SIGCONT => terminal::resume(),
+                SIGWINCH => {
+                    if let Some(controls) = present.controls() {
+                        let (columns, rows) = terminal::size();
+                        controls.resize_console(columns, rows);
+                    }
+                }
                 number if stopped || !present.has_begun() => leave(number),
                 number => {
                     stopped = true;

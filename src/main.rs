@@ -1,9 +1,11 @@
 //! The `ringside` command: read the command line, build a machine, run it, tell how it ended.
 
 mod allocator;
+mod balloon_command;
 mod build_command;
 mod cli;
 mod console;
+mod device_options;
 mod disk_command;
 mod disk_options;
 mod exit_status;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         None => run::run(&cli.run, started),
         Some(Command::Run(args)) => run::run(args, started),
         Some(Command::Guest(command)) => guest_command::run(command),
+        Some(Command::Balloon { socket, size }) => balloon_command::run(socket, *size),
         Some(Command::Disk(command)) => disk_command::run(command),
     };
     terminal::restore();

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -13,7 +14,7 @@ use vmm::input::Input;
 use vmm::machine::SerialLine;
 use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary, Translation};
 
-use crate::cli::{Boot, DEFAULT_GUEST, Engine, ExitsFormat, Jit, RunArgs};
+use crate::cli::{Boot, Console, DEFAULT_GUEST, Engine, ExitsFormat, Jit, RunArgs};
 use crate::console::{self, Present};
 use crate::root_disk::{self, HeldInput, RootDisk};
 use crate::terminal::{self, RawMode};
@@ -45,7 +46,12 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
         console::follow_stdin(&present, &input, terminal).context("cannot read standard input")?;
     }
     let summary = loop {
-        let machine = Machine::build(&config, lines(args, &input, held.take()))?.counting_memory(args.stats);
+        let console = (args.console == Console::Virtio).then(|| console_line(args, &input, held.take()));
+        let mut machine =
+            Machine::build(&config, lines(args, &input, held.take()))?.counting_memory(args.stats);
+        if let Some(console) = console {
+            machine = machine.with_console(console);
+        }
         present.set(machine.controls());
         let raw =
             if terminal { RawMode::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
@@ -113,6 +119,9 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         disks: args.disk.clone(),
         shares: share_options::with_tags(args.root.as_ref(), &args.share),
         rng: args.rng,
+        console: (args.console == Console::Virtio).then(terminal::size),
+        ports: args.port.clone(),
+        balloon: args.balloon.clone(),
         fw_cfg: args.fw_cfg.clone(),
         debug_console: args.debug_console.clone(),
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),
@@ -178,13 +187,14 @@ fn named_guest(args: &RunArgs, files: GuestFiles, root: Option<RootDisk>) -> Boo
     if let Some(root) = root {
         cmdline = format!("{cmdline} {}", root.arguments());
     }
-    if args.exec.is_none()
-        && let Ok(size) = rustix::termios::tcgetwinsize(io::stdin())
-    {
+    if args.console == Console::Virtio {
+        // The last one that is named is the terminal.
+        cmdline.push_str(" console=hvc0");
+    }
+    if args.exec.is_none() && terminal::has_size() {
         let kind = std::env::var("TERM").unwrap_or_default();
-        // A terminal that does not know its size says 0.
-        let or = |value, default| if value == 0 { default } else { value };
-        let more = guest::terminal_arguments(&kind, or(size.ws_col, 80), or(size.ws_row, 24));
+        let (columns, rows) = terminal::size();
+        let more = guest::terminal_arguments(&kind, columns, rows);
         cmdline = format!("{cmdline} {more}");
     }
     if let Some(more) = &args.cmdline {
@@ -217,9 +227,52 @@ fn overlay(args: &RunArgs) -> Vec<u8> {
     overlay
 }
 
+/// Shows what the guest says on its serial port until it says something on its console.
+struct UntilConsole(io::Stdout);
+
+/// Whether the virtio console has said something.
+static CONSOLE_USED: AtomicBool = AtomicBool::new(false);
+
+impl Write for UntilConsole {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if CONSOLE_USED.load(Ordering::SeqCst) { Ok(data.len()) } else { self.0.write(data) }
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// The virtio console's output.
+struct ConsoleOutput(Box<dyn Write + Send>);
+
+impl Write for ConsoleOutput {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        CONSOLE_USED.store(true, Ordering::SeqCst);
+        self.0.write(data)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// Where the virtio console leads: to this terminal, but for a command, whose output is all that is shown.
+fn console_line(args: &RunArgs, input: &Input, held: Option<HeldInput>) -> SerialLine {
+    CONSOLE_USED.store(false, Ordering::SeqCst);
+    let (output, input): (Box<dyn Write + Send>, _) = match (&args.exec, held) {
+        (None, Some(held)) => (Box::new(held.until_login(io::stdout())), Some(input.clone())),
+        (None, None) => (Box::new(io::stdout()), Some(input.clone())),
+        (Some(_), _) if log::log_enabled!(log::Level::Info) => (Box::new(io::stderr()), None),
+        (Some(_), _) => (Box::new(io::sink()), None),
+    };
+    SerialLine { output: Box::new(ConsoleOutput(output)), input }
+}
+
 /// Where the serial ports lead: the console to this terminal, or with `--exec` the command's lines to ours.
 fn lines(args: &RunArgs, input: &Input, held: Option<HeldInput>) -> Vec<SerialLine> {
     let nowhere = || SerialLine { output: Box::new(io::sink()), input: None };
+    if args.exec.is_none() && args.console == Console::Virtio {
+        return vec![SerialLine { output: Box::new(UntilConsole(io::stdout())), input: None }, nowhere()];
+    }
     if args.exec.is_none() {
         let output: Box<dyn Write + Send> = match held {
             Some(held) => Box::new(held.until_login(io::stdout())),

@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 struct Saved {
     fd: OwnedFd,
@@ -46,6 +46,18 @@ impl Drop for RawMode {
     fn drop(&mut self) {
         restore();
     }
+}
+
+/// Whether standard input is a terminal, which has a size.
+pub fn has_size() -> bool {
+    tcgetwinsize(io::stdin()).is_ok()
+}
+
+/// The terminal's columns and rows; those of old where there is none, or it does not know.
+pub fn size() -> (u16, u16) {
+    let known = tcgetwinsize(io::stdin()).map_or((0, 0), |size| (size.ws_col, size.ws_row));
+    let or = |value, default| if value == 0 { default } else { value };
+    (or(known.0, 80), or(known.1, 24))
 }
 
 /// Restores the terminal where it is in raw mode.

@@ -13,7 +13,7 @@ use common::{KernelFile, ringside};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, OutputModes, tcgetattr};
+use rustix::termios::{LocalModes, OutputModes, Winsize, tcgetattr, tcsetwinsize};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -227,4 +227,21 @@ fn a_run_that_is_refused_leaves_the_terminal_as_it_was() {
             (before.local_modes, before.input_modes, before.output_modes, before.control_modes)
         );
     }
+}
+
+#[test]
+fn a_guest_on_the_virtio_console_learns_of_the_terminals_size_and_of_its_changes() {
+    common::debian_file("vmlinux");
+    let mut session = Session::with(&["--console", "virtio", "--exits", "off"], None);
+    session.see("~# ");
+    session.press(b"stty size\r");
+    session.see("24 80\r");
+    let size = Winsize { ws_row: 40, ws_col: 132, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&session.program, size).unwrap();
+    kill_process(Pid::from_child(&session.child), Signal::WINCH).unwrap();
+    // The guest is told by an interrupt, and looks when it has time.
+    session.press(b"until stty size | grep 132; do sleep 1; done\r");
+    session.see("40 132\r");
+    session.press(b"exit\r");
+    assert_eq!(session.end(), Some(0));
 }

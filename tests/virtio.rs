@@ -133,3 +133,96 @@ fn a_kernel_without_acpi_is_told_of_devices_in_memory_by_its_command_line() {
     let lines = lines(&output);
     assert!(lines[0].ends_with(" virtio_mmio.device=0x200@0xfec10000:5"), "{lines:?}");
 }
+
+/// What `ringside balloon` says of one thing, in bytes; `None` while nobody answers.
+fn balloon(socket: &Path, size: Option<&str>, name: &str) -> Option<u64> {
+    let output = ringside().arg("balloon").arg(socket).args(size).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let value = text.lines().find_map(|line| line.strip_prefix(name))?.trim().to_owned();
+    let (number, unit) = value.split_once(' ')?;
+    let unit = match unit {
+        "GiB" => 1 << 30,
+        "MiB" => 1 << 20,
+        "KiB" => 1 << 10,
+        _ => 1,
+    };
+    Some((number.parse::<f64>().ok()? * f64::from(unit)) as u64)
+}
+
+fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+    let limit = std::time::Instant::now() + LIMIT;
+    while !there() {
+        assert!(std::time::Instant::now() < limit, "{what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// Bytes of a process that are in the host's memory.
+fn resident(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn a_balloon_takes_memory_gives_it_back_and_what_is_free_goes_to_the_host() {
+    debian_file("vmlinux");
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("balloon");
+    for transport in ["pci", "mmio"] {
+        let option = format!("size=64M,control={}", socket.display());
+        let script = "head -c 200M /dev/zero > /dev/shm/x; sleep 2; rm /dev/shm/x; sleep 1000";
+        let mut command = ringside();
+        command.args(["run", "--engine", "soft", "--transport", transport, "--balloon", &option]);
+        let mut child = command.args(["--exec", script]).spawn().unwrap();
+        let mut most = 0;
+        wait_for("the guest does not give what it does not use", || {
+            most = most.max(resident(child.id()));
+            balloon(&socket, None, "given-back").is_some_and(|bytes| bytes > 260 << 20)
+                && most > resident(child.id()) + (100 << 20)
+        });
+        assert_eq!(balloon(&socket, None, "actual"), Some(64 << 20));
+        assert!(balloon(&socket, None, "total").is_some_and(|bytes| bytes > 300 << 20));
+        assert_eq!(balloon(&socket, Some("8M"), "target"), Some(8 << 20));
+        wait_for("the balloon stays", || balloon(&socket, None, "actual") == Some(8 << 20));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Nobody was there to remove it.
+        let refused = ringside().args(["run", "--balloon", &option, "--exec", "true"]).output().unwrap();
+        assert!(stderr(&refused).contains("is there already"), "{}", stderr(&refused));
+        std::fs::remove_file(&socket).unwrap();
+    }
+}
+
+#[test]
+fn ports_have_their_names_and_lead_where_they_should() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("out");
+    let port = format!("name=org.example.log,path={}", file.display());
+    let script = "cat /sys/class/virtio-ports/*/name; echo to the host > /dev/vport0p0; cat /proc/consoles";
+    for features in ["packed=on", "packed=off"] {
+        let output = debian(&["--port", &port, "--virtio-features", features], script);
+        assert_eq!(lines(&output)[0], "org.example.log");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "to the host\n");
+    }
+}
+
+#[test]
+fn a_script_on_standard_input_runs_on_the_virtio_console() {
+    debian_file("vmlinux");
+    let mut command = ringside();
+    command.args(["run", "--engine", "soft", "--console", "virtio", "--exits", "off"]);
+    let mut child = command
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, b"tty; echo $((6 * 7))!\n").unwrap();
+    drop(stdin);
+    let output = common::finish(child, LIMIT);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("/dev/hvc0") && text.contains("42!"), "{text}");
+}

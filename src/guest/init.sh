@@ -151,15 +151,17 @@ console=/dev/${console##* }
 # The machine gives the size of the terminal that it is used from. Where it is used from none, the shell gets no line
 # editor, which would ask it for the cursor's place, and its input is not echoed.
 [ -n "$COLUMNS" ] || echo=-echo
-stty rows "${LINES:-24}" cols "${COLUMNS:-80}" $echo
+# Held open: a console that nobody has open forgets its settings.
+exec 5<> "$console"
+stty rows "${LINES:-24}" cols "${COLUMNS:-80}" $echo <&5
 unset LINES COLUMNS echo alias file
 cd /root
 export PS1='root@\h:\w# '
 if [ -n "$newroot" ]; then
     export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-    /ringside/bin/setsid -c /ringside/bin/chroot "$newroot" /bin/sh < "$console" > "$console" 2>&1
+    /ringside/bin/setsid -c /ringside/bin/chroot "$newroot" /bin/sh < "$console" > "$console" 2>&1 5>&-
 else
-    PATH=$programs /ringside/bin/setsid -c /ringside/bin/sh < "$console" > "$console" 2>&1
+    PATH=$programs /ringside/bin/setsid -c /ringside/bin/sh < "$console" > "$console" 2>&1 5>&-
 fi
 [ ! -f /ringside/shares ] || /ringside/bin/sync
 exec /ringside/bin/poweroff -f

@@ -216,6 +216,17 @@ impl Mapping {
         }
     }
 
+    /// Gives pages back to the host: they are zeros from now on.
+    pub(crate) fn discard(&self, offset: Offset, len: u64) {
+        let at = self.at(offset, len);
+        // SAFETY: `at` checked the range; the mapping is private and anonymous, so its pages become zeros and stay mapped.
+        let done = unsafe { libc::madvise(at.cast(), len as usize, libc::MADV_DONTNEED) };
+        if done != 0 {
+            // Locked memory, or an odd offset: the guest is promised nothing but zeros.
+            self.fill(offset, 0u8, len);
+        }
+    }
+
     pub(crate) fn fill<T: Scalar>(&self, offset: Offset, value: T, count: u64) {
         let len = count.saturating_mul(size_of::<T>() as u64);
         // SAFETY: `at` checked the range.

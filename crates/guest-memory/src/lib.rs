@@ -299,6 +299,29 @@ impl GuestMemory {
         self.ram.mapping.fill(offset, value, count);
     }
 
+    /// Gives the host's memory of whole pages back. The pages stay where they are and read as zeros; they are marked as
+    /// written.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRam`] where they do not lie in one region that the guest may write, or are not pages.
+    pub fn discard(&self, address: u64, len: u64) -> Result<(), MemoryError> {
+        let refused = MemoryError::NoRam(address);
+        let whole = address.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
+        let within = |p: &&Placed| {
+            let start = address.wrapping_sub(p.region.start);
+            !p.region.read_only && start < p.region.len && len <= p.region.len - start
+        };
+        let Some(placed) = self.regions.iter().find(within).filter(|_| whole) else { return Err(refused) };
+        let offset = placed.offset + (address - placed.region.start);
+        self.ram.mapping.discard(offset, len);
+        vm_memory::bitmap::Bitmap::mark_dirty(
+            &PageTracker::new(self.ram.clone(), 0),
+            offset as usize,
+            len as usize,
+        );
+        Ok(())
+    }
+
     /// Reads a scalar at a guest-physical address, as a page walk does. The scalar must not cross a page.
     pub fn load_physical<T: Scalar>(&self, address: u64) -> Option<T> {
         let location = self.locate(address)?;
@@ -408,6 +431,24 @@ mod tests {
         assert_eq!(memory.locate(0xf_0010), Some(rom(0xffff_0010)));
         let missing = ShadowArea { rom: 0..0x1000, ..area };
         assert!(GuestMemory::with_shadow(&regions, missing).is_err());
+    }
+
+    #[test]
+    fn discarded_pages_are_zeros_and_take_no_memory_of_the_host() {
+        let memory = split();
+        memory.write_bytes(0x2ff0, &[7; 0x5000]);
+        memory.discard(0x3000, 0x4000).unwrap();
+        assert_eq!(
+            (memory.load::<u64>(0x2ff8), memory.load::<u64>(0x7000)),
+            (0x0707_0707_0707_0707, 0x0707_0707_0707_0707)
+        );
+        assert_eq!((memory.load::<u64>(0x3000), memory.load::<u64>(0x6ff8)), (0, 0));
+        assert!(memory.marks().is_dirty(0x6000) && !memory.marks().is_dirty(0x7000));
+        for (address, len) in
+            [(0x3001, 0x1000), (0x3000, 1), (0xe0000, 0x1000), (0x9f000, 0x2000), (0xa0000, 0x1000)]
+        {
+            assert!(memory.discard(address, len).is_err(), "{address:#x}");
+        }
     }
 
     #[test]

@@ -20,7 +20,9 @@
 //! Lock order: the transport's registers (held during each method of [`Device`]), a device's own, a queue's, the
 //! transport's interrupts, the interrupt controllers'.
 
+pub mod balloon;
 pub mod block;
+pub mod console;
 pub mod features;
 pub mod fs;
 mod handle;

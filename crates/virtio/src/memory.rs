@@ -81,6 +81,14 @@ impl DmaMemory {
         self.0.vm().write_slice(data, GuestAddress(address)).map_err(|_| QueueError::Memory { address, len })
     }
 
+    /// Gives the host's memory of whole pages back; the guest finds zeros there.
+    ///
+    /// # Errors
+    /// [`QueueError::Memory`] for what is not RAM that the guest may write.
+    pub fn discard(&self, address: u64, len: u64) -> Result<(), QueueError> {
+        self.0.discard(address, len).map_err(|_| QueueError::Memory { address, len })
+    }
+
     /// Loads a ring's half word, before anything that is read after it.
     pub(crate) fn load_u16(&self, address: u64) -> Result<u16, QueueError> {
         let error = |_| QueueError::Memory { address, len: 2 };

@@ -9,6 +9,7 @@ use crate::boot::Protocol;
 use crate::layout::{self, LayoutError};
 pub use crate::layout::{MAX_MEMORY, MIN_MEMORY};
 pub use crate::shares::{MAX_TAG as MAX_SHARE_TAG, ShareCache, ShareConfig, ShareKind};
+pub use virtio::balloon::BalloonOptions;
 pub use virtio::block::Limits;
 pub use virtio::features::OPTIONAL as VIRTIO_FEATURES;
 
@@ -43,6 +44,12 @@ pub struct MachineConfig {
     pub shares: Vec<ShareConfig>,
     /// Whether the guest gets random bytes from the host.
     pub rng: bool,
+    /// The size of the terminal that is a virtio console, in columns and rows, where there is one.
+    pub console: Option<(u16, u16)>,
+    /// Further ports of the virtio console.
+    pub ports: Vec<PortConfig>,
+    /// The balloon, where there is one.
+    pub balloon: Option<BalloonConfig>,
     /// More files of the firmware configuration device.
     pub fw_cfg: Vec<FwCfgFile>,
     /// Where the debug console leads, where there is one.
@@ -89,6 +96,37 @@ pub enum FwCfgSource {
     File(PathBuf),
     /// These bytes, without a NUL.
     Text(String),
+}
+
+/// A port of the virtio console.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Its name in the guest, below `/dev/virtio-ports`.
+    pub name: String,
+    /// Where it leads on the host.
+    pub path: PathBuf,
+    /// What is there.
+    pub backend: PortBackend,
+}
+
+/// What a port leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortBackend {
+    /// A file that gets what the guest sends.
+    File,
+    /// A Unix socket, for one client at a time.
+    Socket,
+    /// A pseudo-terminal, to which the path is a link.
+    Pty,
+}
+
+/// A balloon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BalloonConfig {
+    /// Its size, and what it can do.
+    pub options: BalloonOptions,
+    /// The Unix socket by which it is asked for another size.
+    pub control: Option<PathBuf>,
 }
 
 /// How virtio devices are reached.
@@ -196,6 +234,20 @@ pub enum ConfigError {
     /// The same tag twice.
     #[error("two shares have the tag {0:?}")]
     ShareTwice(String),
+    /// More ports than a console has.
+    #[error("a console with {0} ports: it has at most {max}, the terminal included", max = virtio::console::MAX_PORTS)]
+    Ports(usize),
+    /// Two ports of one name.
+    #[error("two ports have the name {0:?}")]
+    PortTwice(String),
+    /// A balloon of all the memory or more.
+    #[error("a balloon of {size} bytes leaves nothing of {memory} bytes of memory")]
+    Balloon {
+        /// Bytes of the balloon.
+        size: u64,
+        /// Bytes of RAM.
+        memory: u64,
+    },
     /// A command line that would end early.
     #[error("the kernel's command line holds a NUL character at byte {0}")]
     CmdlineNul(usize),
@@ -216,6 +268,9 @@ impl MachineConfig {
             disks: Vec::new(),
             shares: Vec::new(),
             rng: false,
+            console: None,
+            ports: Vec::new(),
+            balloon: None,
             fw_cfg: Vec::new(),
             debug_console: None,
             debug_exit: None,
@@ -241,11 +296,24 @@ impl MachineConfig {
         }
         self.check_fw_cfg()?;
         crate::shares::check(&self.shares)?;
+        self.check_virtio()?;
         let nul = match &self.boot {
             Boot::Kernel(boot) => boot.cmdline.find('\0'),
             Boot::Firmware(_) => None,
         };
         nul.map_or(Ok(()), |at| Err(ConfigError::CmdlineNul(at)))
+    }
+
+    fn check_virtio(&self) -> Result<(), ConfigError> {
+        for (index, port) in self.ports.iter().enumerate() {
+            if self.ports[..index].iter().any(|other| other.name == port.name) {
+                return Err(ConfigError::PortTwice(port.name.clone()));
+            }
+        }
+        match self.balloon.as_ref().map(|balloon| balloon.options.size) {
+            Some(size) if size >= self.memory => Err(ConfigError::Balloon { size, memory: self.memory }),
+            _ => Ok(()),
+        }
     }
 
     fn check_fw_cfg(&self) -> Result<(), ConfigError> {
@@ -301,6 +369,17 @@ mod tests {
         assert!(matches!(MachineConfig { memory: 0, ..config() }.check(), Err(ConfigError::Memory(_))));
         let nul = MachineConfig { boot: kernel("a\0b"), ..config() };
         assert_eq!(nul.check(), Err(ConfigError::CmdlineNul(1)));
+    }
+
+    #[test]
+    fn ports_of_one_name_and_balloons_that_leave_nothing_are_refused() {
+        let port = PortConfig { name: "a".into(), path: "x".into(), backend: PortBackend::File };
+        let twice = MachineConfig { ports: vec![port.clone(), port], ..config() };
+        assert_eq!(twice.check(), Err(ConfigError::PortTwice("a".into())));
+        let options = BalloonOptions { size: 64 << 20, ..BalloonOptions::default() };
+        let balloon = BalloonConfig { options, control: None };
+        let all = MachineConfig { balloon: Some(balloon), ..config() };
+        assert!(matches!(all.check(), Err(ConfigError::Balloon { .. })));
     }
 
     #[test]

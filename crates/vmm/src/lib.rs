@@ -14,12 +14,15 @@
 //! name. Nothing here acts on a device from two places: threads hold handles, and meet in [`Ending`].
 
 pub mod acpi_tables;
+mod balloon_socket;
 pub mod boot;
 pub mod config;
+mod console_ports;
 mod engines;
 mod error;
 pub mod event_loop;
 mod fw_cfg;
+mod host_sides;
 pub mod input;
 pub mod layout;
 pub mod ledger_bus;

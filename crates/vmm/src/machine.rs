@@ -13,6 +13,7 @@ use devices::debug_console::DebugConsole;
 use engine::{Attention, HostTime, Space, TimeSource, VcpuState};
 use exits::{Detail, Ledger, Report};
 use guest_memory::GuestMemory;
+use virtio::console::ConsoleHandle;
 
 use crate::acpi_tables::{self, AcpiConfig, Ecam, MmioSlot};
 use crate::config::{Boot, ConfigError, MachineConfig};
@@ -20,6 +21,7 @@ use crate::engines::Engine;
 use crate::error::BuildError;
 use crate::event_loop::EventLoop;
 use crate::fw_cfg;
+use crate::host_sides::HostSides;
 use crate::input::Input;
 use crate::layout;
 use crate::ledger_bus::LedgerBus;
@@ -54,6 +56,7 @@ pub struct Machine {
     outputs: Vec<OutputThread>,
     inputs: Vec<Option<Input>>,
     engine: &'static str,
+    host_sides: HostSides,
     memory: GuestMemory,
     counts_memory: bool,
 }
@@ -64,6 +67,7 @@ pub struct Controls {
     ending: Ending,
     power: PowerButton,
     bus: Arc<MachineBus>,
+    console: Option<ConsoleHandle>,
     ledger: Option<Ledger>,
     tick_frequency: u64,
 }
@@ -96,7 +100,8 @@ impl Machine {
         config.check()?;
         layout::check_host(config.memory).map_err(ConfigError::Memory)?;
         let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
-        let virtio = pci_devices::devices(config)?;
+        let mut virtio = pci_devices::devices(config)?;
+        let host_sides = HostSides::open(config, &mut virtio)?;
         let virtio_mmio = mmio_devices::slots(config, virtio.len())?;
         let (memory, boot_state) =
             start::load(config, &mmio_devices::kernel_arguments(config, &virtio_mmio))?;
@@ -148,16 +153,36 @@ impl Machine {
             ending,
             power: platform.power_button(),
             bus: platform.bus().clone(),
+            console: host_sides.console(),
             ledger,
             tick_frequency: time.tsc_frequency(),
         };
         let (engine, counts_memory) = (engine.name(), false);
-        Ok(Self { platform, timers, vcpus, run, controls, outputs, inputs, engine, memory, counts_memory })
+        Ok(Self {
+            platform,
+            timers,
+            vcpus,
+            run,
+            controls,
+            outputs,
+            inputs,
+            engine,
+            host_sides,
+            memory,
+            counts_memory,
+        })
     }
 
     /// Whether its summary is to have what the process takes of the host's memory, which takes milliseconds.
     pub fn counting_memory(self, counts_memory: bool) -> Self {
         Self { counts_memory, ..self }
+    }
+
+    /// Says where the virtio console's terminal leads, where the machine has one.
+    #[must_use]
+    pub fn with_console(mut self, line: SerialLine) -> Self {
+        self.host_sides.connect(line);
+        self
     }
 
     /// What the world outside may do to it.
@@ -179,6 +204,7 @@ impl Machine {
                 feeders.push(input.feed(port, &ending)?);
             }
         }
+        let working = self.host_sides.start(&ending)?;
         let started = Instant::now();
         let threads: Vec<_> = self.vcpus.into_iter().map_while(|vcpu| start(vcpu, &ending)).collect();
         let outcome = ending.wait();
@@ -197,6 +223,7 @@ impl Machine {
         while !stopped && !self.platform.flush_outputs() {
             std::thread::sleep(Duration::from_millis(1));
         }
+        working.finish(stopped);
         for output in self.outputs {
             output.finish(stopped);
         }
@@ -209,6 +236,13 @@ impl Controls {
     /// Ends the run.
     pub fn stop(&self, reason: StopReason) {
         self.ending.report(Outcome::Stopped(reason));
+    }
+
+    /// The terminal has another size, in columns and rows.
+    pub fn resize_console(&self, columns: u16, rows: u16) {
+        if let Some(console) = &self.console {
+            console.resize(columns, rows);
+        }
     }
 
     /// Asks the guest to power off.

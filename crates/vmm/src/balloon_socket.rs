@@ -1,0 +1,167 @@
+//! The Unix socket by which a balloon is asked for another size while the machine runs.
+//!
+//! A client sends one line, `state` or `target BYTES`, and gets lines of a name and a number: `target`, `actual`,
+//! `given-back` in bytes, and what the guest tells of its memory. A line that begins with `error` says what is wrong.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+use virtio::balloon::BalloonControl;
+
+use crate::error::BuildError;
+use crate::outcome::Ending;
+
+/// The longest line of a client.
+const LINE: usize = 64;
+/// How long a client may take for it, and the guest for its statistics.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often the thread looks whether the run has ended.
+const TICK: Duration = Duration::from_millis(100);
+
+/// A listening socket in the file system, which goes when this does.
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Listens at `path`, where nothing may be yet.
+    ///
+    /// # Errors
+    /// [`BuildError::Output`].
+    pub fn bind(path: &Path) -> Result<Self, BuildError> {
+        let failed = |source: io::Error| {
+            let source = match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    io::Error::new(source.kind(), "something of that name is there already")
+                }
+                _ => source,
+            };
+            BuildError::Output { path: path.to_owned(), source }
+        };
+        let socket = UnixListener::bind(path).map_err(failed)?;
+        Ok(Self { socket, path: path.to_owned() })
+    }
+
+    /// The next client; `None` when the run has ended.
+    pub fn accept(&self, ending: &Ending) -> Option<UnixStream> {
+        while !ending.has_come() {
+            if readable(&self.socket) {
+                match self.socket.accept() {
+                    Ok((client, _)) => return Some(client),
+                    Err(error) => log::warn!("{}: {error}", self.path.display()),
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Waits a moment for something to read.
+pub fn readable(file: &impl std::os::fd::AsFd) -> bool {
+    let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
+    let ready = poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&tick));
+    match ready {
+        Ok(count) => count > 0,
+        Err(_) => {
+            std::thread::sleep(Duration::from_millis(1));
+            false
+        }
+    }
+}
+
+/// Starts the thread that answers clients until the run ends.
+///
+/// # Errors
+/// The host's, where it gives no thread.
+pub fn start(listener: Listener, control: BalloonControl, ending: &Ending) -> io::Result<JoinHandle<()>> {
+    let ending = ending.clone();
+    std::thread::Builder::new().name("balloon".into()).spawn(move || {
+        while let Some(client) = listener.accept(&ending) {
+            if let Err(error) = answer(&client, &control) {
+                log::debug!("a client of the balloon: {error}");
+            }
+        }
+    })
+}
+
+fn answer(mut client: &UnixStream, control: &BalloonControl) -> io::Result<()> {
+    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_write_timeout(Some(PATIENCE))?;
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.len() < LINE && client.read(&mut byte)? == 1 && byte[0] != b'\n' {
+        line.push(byte[0]);
+    }
+    let line = String::from_utf8_lossy(&line);
+    let reply = match line.split_once(' ').map_or((&*line, ""), |(verb, rest)| (verb, rest.trim())) {
+        ("state", "") => state(control),
+        ("target", bytes) => match bytes.parse() {
+            Ok(bytes) => {
+                control.set_target(bytes);
+                state(control)
+            }
+            Err(_) => format!("error {bytes:?} is no number of bytes\n"),
+        },
+        _ => format!("error {line:?} is neither `state` nor `target BYTES`\n"),
+    };
+    client.write_all(reply.as_bytes())
+}
+
+/// How the balloon is, with statistics that are new where the guest gives any.
+fn state(control: &BalloonControl) -> String {
+    let (before, limit) = (control.state().told, Instant::now() + PATIENCE);
+    if control.ask_for_statistics() {
+        while control.state().told == before && Instant::now() < limit {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    let state = control.state();
+    let own = [("target", state.target), ("actual", state.actual), ("given-back", state.given_back)];
+    own.iter().chain(&state.statistics).map(|(name, value)| format!("{name} {value}\n")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Outcome;
+    use virtio::balloon::{Balloon, BalloonOptions};
+
+    #[test]
+    fn a_client_asks_for_a_size_and_hears_how_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("balloon");
+        let (_balloon, control) = Balloon::new(BalloonOptions { size: 8192, ..BalloonOptions::default() });
+        let ending = Ending::new();
+        let thread = start(Listener::bind(&path).unwrap(), control.clone(), &ending).unwrap();
+        let ask = |line: &str| {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(line.as_bytes()).unwrap();
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply).unwrap();
+            reply
+        };
+        assert_eq!(ask("state\n"), "target 8192\nactual 0\ngiven-back 0\n");
+        assert!(ask("target 1048576\n").starts_with("target 1048576\n"));
+        assert_eq!(control.state().target, 1 << 20);
+        for wrong in ["target 1M\n", "what\n", "\n", &format!("{}\n", "x".repeat(200))] {
+            assert!(ask(wrong).starts_with("error "), "{wrong}");
+        }
+        let refused = Listener::bind(&path).err().unwrap().to_string();
+        assert!(refused.contains("balloon") && refused.contains("already"), "{refused}");
+        ending.report(Outcome::PowerOff);
+        thread.join().unwrap();
+        assert!(!path.exists());
+    }
+}
