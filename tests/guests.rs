@@ -29,12 +29,19 @@ fn judge(text: &str) -> (Vec<&str>, usize) {
 /// Runs a guest on the software CPU, interpreted and translated; all that it checks must hold.
 #[track_caller]
 fn passes(name: &str, cpus: &[&str]) {
+    passes_with(name, cpus, &[]);
+}
+
+/// The same on a machine with more.
+#[track_caller]
+fn passes_with(name: &str, cpus: &[&str], more: &[&str]) {
     let image = images::image(name);
     for jit in ["on", "off"] {
         for cpus in cpus {
             let mut command = ringside();
             command.args(["run", "--engine", "soft", "--memory", "256M", "--testdev", "--exits", "off"]);
-            command.args(["--debug-exit", "0xf4", "--jit", jit, "--cpus", cpus, "--kernel"]).arg(&image);
+            command.args(["--debug-exit", "0xf4", "--jit", jit, "--cpus", cpus]);
+            command.args(more).arg("--kernel").arg(&image);
             let output = run_within(&mut command, LIMIT);
             let text = String::from_utf8_lossy(&output.stdout);
             let (failed, made) = judge(&text);
@@ -185,4 +192,10 @@ fn boot_sectors() {
 fn device_memory() {
     passes("device_memory", &["1"]);
     qemu_differs_only_where_known("device_memory", "1");
+}
+
+#[test]
+fn virtio() {
+    passes_with("virtio", &["1"], &["--rng"]);
+    passes_with("virtio", &["1"], &["--rng", "--transport", "mmio"]);
 }

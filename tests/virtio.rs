@@ -171,7 +171,7 @@ fn a_balloon_takes_memory_gives_it_back_and_what_is_free_goes_to_the_host() {
     let socket = folder.path().join("balloon");
     for transport in ["pci", "mmio"] {
         let option = format!("size=64M,control={}", socket.display());
-        let script = "head -c 200M /dev/zero > /dev/shm/x; sleep 2; rm /dev/shm/x; sleep 1000";
+        let script = "dd if=/dev/zero of=/x bs=1M count=200 2>/dev/null; sleep 2; rm /x; sleep 1000";
         let mut command = ringside();
         command.args(["run", "--engine", "soft", "--transport", transport, "--balloon", &option]);
         let mut child = command.args(["--exec", script]).spawn().unwrap();

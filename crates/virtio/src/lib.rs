@@ -25,6 +25,8 @@ pub mod block;
 pub mod console;
 pub mod features;
 pub mod fs;
+#[cfg(test)]
+mod fuzz;
 mod handle;
 pub mod memory;
 pub mod p9;
