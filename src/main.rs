@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let cli = Cli::read(std::env::args_os()).unwrap_or_else(|error| error.exit());
     logger::start(cli.verbose);
     terminal::restore_on_panic();
+    outlive_file_limits();
     let done = match &cli.command {
         None => run::run(&cli.run, started),
         Some(Command::Run(args)) => run::run(args, started),
@@ -45,6 +46,13 @@ fn main() -> ExitCode {
             ExitCode::from(exit_status::HOST_ERROR)
         }
     }
+}
+
+/// A write beyond the limit on files' sizes is an error like others, not the end of the process: a disk waits for space.
+fn outlive_file_limits() {
+    let seen = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    // Where it cannot be had, the signal does what it did.
+    let _ = signal_hook::flag::register(libc::SIGXFSZ, seen);
 }
 
 /// An error and its causes, but for those that it has told already.
