@@ -41,7 +41,7 @@ fn session(disk: &Path, lines: &str) -> Output {
 #[test]
 fn a_disk_is_built_booted_to_a_login_and_worked_in() {
     let folder = tempfile::tempdir().unwrap();
-    let disk = folder.path().join("disk.img");
+    let disk = folder.path().join("disk.qcow2");
     let mut build = ringside();
     build.args([
         "guest",
@@ -57,7 +57,7 @@ fn a_disk_is_built_booted_to_a_login_and_worked_in() {
     ]);
     let built = run_within(build.arg(&disk), LIMIT);
     assert_eq!(built.status.code(), Some(0), "{}", stderr(&built));
-    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 2 << 30);
+    assert_eq!(disk::open(&disk::Options::reading(&disk)).unwrap().size(), 2 << 30);
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
 
     // Its packages are all installed and theirs are the programs, without its services.

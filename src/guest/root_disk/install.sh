@@ -131,4 +131,6 @@ rm -rf var/lib/apt/lists/* var/cache/apt/*.bin var/cache/debconf/*-old var/lib/d
 cd /
 umount $target/tmp $target/run $target/dev/pts $target/dev $target/sys $target/proc
 umount $target
+# Without barriers nothing has told the host yet to keep what it caches of the image.
+dd if=/dev/null of=/dev/vda conv=fsync,notrunc 2> /dev/null
 say done
