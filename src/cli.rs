@@ -10,8 +10,8 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ringside::guest::root_disk;
 use vmm::config::{
-    BalloonConfig, DiskConfig, FwCfgFile, FwCfgSource, MAX_CPUS, MAX_MEMORY, MIN_MEMORY, ModuleConfig,
-    PortConfig, ShareConfig, VIRTIO_FEATURES,
+    BalloonConfig, DiskConfig, FwCfgFile, FwCfgSource, GUEST_CIDS, MAX_CPUS, MAX_MEMORY, MIN_MEMORY,
+    ModuleConfig, PortConfig, ShareConfig, VIRTIO_FEATURES, VsockConfig,
 };
 
 use crate::device_options;
@@ -348,6 +348,13 @@ pub struct RunArgs {
     /// Give the guest random bytes of the host through a virtio entropy device
     #[arg(long, help_heading = "Machine")]
     pub rng: bool,
+    /// Sockets between programs of the guest and of the host: cid=N,path=SOCKET
+    ///
+    /// cid is the guest's address, 3 or more; the host is 2. A program of the host connects to SOCKET, writes
+    /// "CONNECT PORT", and reads "OK ..." once the guest has taken it. Where a program of the guest connects to a port of the
+    /// host, it gets to the socket SOCKET_PORT.
+    #[arg(long, value_name = "cid=N,path=SOCKET", value_parser = vsock, help_heading = "Machine")]
+    pub vsock: Option<VsockConfig>,
     /// Add a file to the firmware configuration device: name=NAME,file=FILE or name=NAME,string=TEXT
     ///
     /// May be given more than once. SeaBIOS reads bootorder, etc/boot-menu-wait, floppyimg/NAME and others.
@@ -570,6 +577,24 @@ fn port(text: &str) -> Result<u16, String> {
     parsed.map_err(|_| "write a port number from 0 to 0xffff".into())
 }
 
+fn vsock(text: &str) -> Result<VsockConfig, String> {
+    let (mut cid, mut path) = (None, None);
+    for option in text.split(',') {
+        match option.split_once('=') {
+            Some(("cid", value)) => cid = Some(value.parse().ok().filter(|cid| GUEST_CIDS.contains(cid))),
+            Some(("path", value)) if !value.is_empty() => path = Some(PathBuf::from(value)),
+            _ => return Err(format!("{option:?} is no option of a socket device: cid=N, path=SOCKET")),
+        }
+    }
+    match (cid, path) {
+        (Some(None), _) => {
+            Err(format!("a guest's address is a number from {} to {}", GUEST_CIDS.start(), GUEST_CIDS.end()))
+        }
+        (Some(Some(cid)), Some(path)) => Ok(VsockConfig { cid, path }),
+        _ => Err("write both: cid=N,path=SOCKET".into()),
+    }
+}
+
 fn module(text: &str) -> Result<ModuleConfig, String> {
     let (path, arguments) = text.split_once(' ').unwrap_or((text, ""));
     if path.is_empty() {
@@ -664,6 +689,23 @@ mod tests {
             assert!(refused(&[&["--firmware", "f"][..], &other].concat()).contains(other[0]));
         }
         assert!(refused(&["--boot-menu", "100"]).contains("--firmware"));
+    }
+
+    #[test]
+    fn a_socket_device_has_an_address_and_a_path() {
+        let run = parse(&["--vsock", "cid=3,path=/tmp/vm"]).unwrap();
+        assert_eq!(run.vsock, Some(VsockConfig { cid: 3, path: "/tmp/vm".into() }));
+        for (bad, why) in [
+            ("cid=3", "write both"),
+            ("path=a", "write both"),
+            ("cid=2,path=a", "number from 3"),
+            ("cid=4294967295,path=a", "number from 3"),
+            ("cid=x,path=a", "number from 3"),
+            ("cid=3,path=", "no option"),
+            ("cid=3,path=a,uds=b", "no option"),
+        ] {
+            assert!(refused(&["--vsock", bad]).contains(why), "{bad}");
+        }
     }
 
     #[test]

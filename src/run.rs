@@ -122,6 +122,7 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         console: (args.console == Console::Virtio).then(terminal::size),
         ports: args.port.clone(),
         balloon: args.balloon.clone(),
+        vsock: args.vsock.clone(),
         fw_cfg: args.fw_cfg.clone(),
         debug_console: args.debug_console.clone(),
         debug_exit: args.debug_exit.or(args.exec.is_some().then_some(EXEC_STATUS_PORT)),

@@ -34,6 +34,7 @@ pub mod queue;
 pub mod rng;
 pub mod share;
 pub mod transport;
+pub mod vsock;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

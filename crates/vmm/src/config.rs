@@ -12,6 +12,7 @@ pub use crate::shares::{MAX_TAG as MAX_SHARE_TAG, ShareCache, ShareConfig, Share
 pub use virtio::balloon::BalloonOptions;
 pub use virtio::block::Limits;
 pub use virtio::features::OPTIONAL as VIRTIO_FEATURES;
+pub use virtio::vsock::GUEST_CIDS;
 
 /// The most vCPUs that a machine can have.
 pub const MAX_CPUS: u32 = 64;
@@ -50,6 +51,8 @@ pub struct MachineConfig {
     pub ports: Vec<PortConfig>,
     /// The balloon, where there is one.
     pub balloon: Option<BalloonConfig>,
+    /// Sockets between the guest and the host, where there are any.
+    pub vsock: Option<VsockConfig>,
     /// More files of the firmware configuration device.
     pub fw_cfg: Vec<FwCfgFile>,
     /// Where the debug console leads, where there is one.
@@ -148,6 +151,15 @@ pub struct DiskConfig {
     pub serial: String,
     /// How much it may do.
     pub limits: Limits,
+}
+
+/// The socket device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The guest's address: of [`GUEST_CIDS`].
+    pub cid: u32,
+    /// Where programs of the host connect; with `_PORT` behind it, where those of the guest are connected to.
+    pub path: PathBuf,
 }
 
 /// A module of a Multiboot image.
@@ -271,6 +283,7 @@ impl MachineConfig {
             console: None,
             ports: Vec::new(),
             balloon: None,
+            vsock: None,
             fw_cfg: Vec::new(),
             debug_console: None,
             debug_exit: None,

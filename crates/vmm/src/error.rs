@@ -33,6 +33,14 @@ pub enum BuildError {
         /// Why.
         reason: String,
     },
+    /// A path that cannot be the socket device's.
+    #[error("no socket for the guest at {}: {reason}", path.display())]
+    Vsock {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// More devices than the bus has slots.
     #[error("{0} devices are too many: the PCI bus has 31 slots")]
     Slots(usize),

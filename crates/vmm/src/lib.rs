@@ -39,6 +39,7 @@ mod sleep;
 mod smbios;
 mod start;
 pub mod vcpu_thread;
+mod vsock;
 
 pub use config::{ConfigError, EngineChoice, MachineConfig, Translation};
 pub use engine::{Counter, CounterValue};

@@ -34,6 +34,7 @@ use crate::platform::{Platform, PlatformConfig, PowerButton};
 use crate::sleep::{self, Sleep};
 use crate::start;
 use crate::vcpu_thread::{Ended, Restart, Run, VcpuSummary, VcpuThread};
+use crate::vsock::{self, SocketPath};
 
 /// How long a vCPU may take to notice that the run has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -55,6 +56,8 @@ pub struct Machine {
     controls: Controls,
     outputs: Vec<OutputThread>,
     inputs: Vec<Option<Input>>,
+    /// The socket device's name on the host, to the end of the run.
+    _socket: Option<SocketPath>,
     engine: &'static str,
     host_sides: HostSides,
     memory: GuestMemory,
@@ -102,6 +105,11 @@ impl Machine {
         let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
         let mut virtio = pci_devices::devices(config)?;
         let host_sides = HostSides::open(config, &mut virtio)?;
+        let vsock = config.vsock.as_ref().map(vsock::device).transpose()?;
+        let socket = vsock.map(|(device, socket)| {
+            virtio.push(Box::new(device));
+            socket
+        });
         let virtio_mmio = mmio_devices::slots(config, virtio.len())?;
         let (memory, boot_state) =
             start::load(config, &mmio_devices::kernel_arguments(config, &virtio_mmio))?;
@@ -168,6 +176,7 @@ impl Machine {
             inputs,
             engine,
             host_sides,
+            _socket: socket,
             memory,
             counts_memory,
         })
