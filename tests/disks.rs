@@ -101,10 +101,10 @@ fn disk_commands_create_convert_resize_and_tell() {
     refused(&disk(&["check", text(&raw)]), "no qcow2 image");
     // A refcount that is one too high, and one that is too low.
     let mut image = std::fs::read(&qcow2).unwrap();
-    image[(2 << 16) + 7] = 0;
+    image[(2 << 16) + 11] = 0;
     std::fs::write(&qcow2, &image).unwrap();
     assert_eq!(disk(&["check", text(&qcow2)]).status.code(), Some(2));
-    image[(2 << 16) + 7] = 1;
+    image[(2 << 16) + 11] = 1;
     image[(2 << 16) + 2000] = 1;
     std::fs::write(&qcow2, &image).unwrap();
     assert_eq!(disk(&["check", text(&qcow2)]).status.code(), Some(3));

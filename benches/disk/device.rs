@@ -53,7 +53,9 @@ fn run(path: &Path, kind: u32, random: bool, requests: u64) -> anyhow::Result<(f
     let (label, serial) = ("bench".to_owned(), String::new());
     let limits = Limits::default();
     let block = Block::new(BlockOptions { disk: disk::open(&image)?, label, serial, queues: 1, limits });
-    let mut rig = Rig::new(Box::new(block), 256, INDIRECT_DESC | EVENT_IDX);
+    // With flushes, or each write would have to be durable by itself.
+    const FLUSH: u64 = 1 << 9;
+    let mut rig = Rig::new(Box::new(block), 256, INDIRECT_DESC | EVENT_IDX | FLUSH);
     let start = Instant::now();
     let (mut sent, mut done) = (0, 0);
     let mut random_state = 1u64;
