@@ -265,7 +265,7 @@ impl Jit {
 
     /// Blocks that are translated together, at most: one where the count of instructions is watched.
     pub fn most_blocks(&self) -> usize {
-        if self.counts_down || self.leave_early { 1 } else { self.region }
+        if self.counts_down { 1 } else { self.region }
     }
 
     /// Whether a block's instructions are counted when it is entered.

@@ -212,13 +212,15 @@ impl Translator<'_> {
 
     /// LOOP and JRCXZ, which leave the flags alone: so do the host's instructions.
     pub(super) fn branch_on_rcx(&mut self, i: &Instruction) {
-        let at = self.at;
         let (zero, other) = if i.code() == Code::Jrcxz_rel8_64 {
             (i.near_branch_target(), i.next_ip())
         } else {
             self.a.lea(true, RCX, Some(RCX), None, -1);
+            // The flags do not follow from RCX any more.
+            self.at.recipe = self.at.recipe.filter(|recipe| recipe.needs & 1 << 1 == 0);
             (i.next_ip(), i.near_branch_target())
         };
+        let at = self.at;
         // jrcxz over the jump to where the other way goes.
         self.a.bytes.extend_from_slice(&[0xe3, 5]);
         let jump = self.a.jump();
