@@ -186,7 +186,7 @@ pub fn disk(text: &str) -> Result<DiskConfig, String> {
             Some(("cache", _)) => return Err("cache is writeback or direct".into()),
             Some(("iops", value)) => limits.iops = Some(rate("iops", value)?),
             Some(("bps", value)) => limits.bps = Some(rate("bps", value)?),
-            _ if index == 0 && !option.is_empty() => image.path = option.into(),
+            _ if index == 0 => image.path = option.into(),
             _ => {
                 return Err(format!(
                     "{option:?} is no option of a disk: format=, readonly=, snapshot=, serial=, cache=, \

@@ -38,8 +38,17 @@ pub use open::{Cache, Format, Options, open};
 /// Bytes of a sector: every disk has a multiple of them.
 pub const SECTOR: u64 = 512;
 
+/// What there is to do when nobody changes a disk for a while.
+pub trait Close {
+    /// Leaves the image as one that was closed properly, until the next change. Raw ones always are.
+    ///
+    /// # Errors
+    /// The host cannot write it.
+    fn close(&self) -> io::Result<()>;
+}
+
 /// Where a disk's bytes are. Ranges that are asked for lie within the disk.
-pub trait Disk: Send + Sync {
+pub trait Disk: Close + Send + Sync {
     /// Bytes; a multiple of [`SECTOR`].
     fn size(&self) -> u64;
     /// Whether it can only be read.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use crate::{Direct, Disk, Extent, Geometry};
+use crate::{Close, Direct, Disk, Extent, Geometry};
 
 /// How a qcow2 image begins.
 pub(crate) const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -62,6 +62,12 @@ impl RawDisk {
 
 fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::ENODEV | libc::EINVAL))
+}
+
+impl Close for RawDisk {
+    fn close(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Disk for RawDisk {

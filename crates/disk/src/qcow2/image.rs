@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use imago::file::File;
 use imago::{FormatAccess, Mapping};
 
-use crate::{Direct, Disk, Extent, Geometry};
+use crate::{Close, Direct, Disk, Extent, Geometry};
 
 /// A disk in a qcow2 image, with all of its backing files.
 #[derive(Debug)]
@@ -98,11 +98,16 @@ impl Qcow2Disk {
 
 impl Drop for Qcow2Disk {
     fn drop(&mut self) {
-        let Some(mark) = &self.mark else { return };
-        // What could not be flushed leaves the mark.
-        if let Err(error) = self.flush().and_then(|()| mark.clear()) {
+        if let Err(error) = self.close() {
             log::error!("a qcow2 image cannot be closed properly: {error}");
         }
+    }
+}
+
+impl Close for Qcow2Disk {
+    fn close(&self) -> io::Result<()> {
+        // What could not be flushed leaves the mark.
+        self.mark.as_ref().map_or(Ok(()), |mark| self.flush().and_then(|()| mark.clear()))
     }
 }
 

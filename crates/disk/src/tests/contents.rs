@@ -277,3 +277,22 @@ fn what_was_flushed_is_in_the_file_at_any_time() {
         assert!(check(&path).unwrap().is_clean());
     }
 }
+
+#[test]
+fn an_image_that_is_closed_is_clean_until_the_next_change() {
+    let folder = Folder::new();
+    let path = folder.create("a.qcow2", SIZE);
+    let present = || {
+        let copy = folder.path("copy.qcow2");
+        std::fs::copy(&path, &copy).unwrap();
+        check(&copy).unwrap()
+    };
+    let disk = open(&Options::new(&path)).unwrap();
+    for fill in 1..3 {
+        disk.write(4096, &[fill; 512]).unwrap();
+        assert!(present().dirty);
+        disk.close().unwrap();
+        assert!(present().is_clean());
+    }
+    assert_eq!(bytes(&*disk, 4096, 512), [2; 512]);
+}

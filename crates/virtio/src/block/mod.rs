@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use disk::Disk;
+use disk::{Close, Disk};
 
 use crate::{Activation, Device, read_config_bytes};
 use limits::Limiter;
@@ -221,6 +221,9 @@ impl Device for Block {
         // All of them are told before the first is waited for.
         self.workers.iter().flatten().for_each(Worker::stop);
         self.workers.clear();
+        if let Err(error) = self.shared.disk.close() {
+            log::error!("{}: it cannot be closed properly: {error}", self.shared.label);
+        }
         self.writeback = true;
     }
 }

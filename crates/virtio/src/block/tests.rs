@@ -15,6 +15,12 @@ fn block(disk: Box<dyn Disk>, queues: u32) -> Block {
 #[derive(Clone)]
 struct Fake(Arc<Mutex<Vec<u8>>>, bool);
 
+impl Close for Fake {
+    fn close(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Disk for Fake {
     fn size(&self) -> u64 {
         4 * SECTOR
@@ -255,6 +261,12 @@ struct Faulty {
     /// The error that writes and flushes have now; 0 for none.
     error: Arc<std::sync::atomic::AtomicI32>,
     flushes: Arc<AtomicU64>,
+}
+
+impl Close for Faulty {
+    fn close(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Disk for Faulty {
