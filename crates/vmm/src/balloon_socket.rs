@@ -4,6 +4,7 @@
 //! `given-back` in bytes, and what the guest tells of its memory. A line that begins with `error` says what is wrong.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -116,7 +117,12 @@ fn answer(mut client: &UnixStream, control: &BalloonControl) -> io::Result<()> {
         },
         _ => format!("error {line:?} is neither `state` nor `target BYTES`\n"),
     };
-    client.write_all(reply.as_bytes())
+    client.write_all(reply.as_bytes())?;
+    client.shutdown(Shutdown::Write)?;
+    // What is left unread would reset the connection, and the reply with it.
+    let (mut rest, limit) = ([0; 512], Instant::now() + PATIENCE);
+    while Instant::now() < limit && client.read(&mut rest)? > 0 {}
+    Ok(())
 }
 
 /// How the balloon is, with statistics that are new where the guest gives any.
