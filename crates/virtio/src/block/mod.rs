@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use disk::{Close, Disk};
+use disk::Disk;
 
 use crate::{Activation, Device, read_config_bytes};
 use limits::Limiter;

@@ -1,5 +1,7 @@
 use std::sync::{Arc, Mutex};
 
+use disk::Close;
+
 use super::request::kind;
 use super::*;
 use crate::features::{INDIRECT_DESC, RING_PACKED};
