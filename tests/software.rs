@@ -81,9 +81,12 @@ fn what_stress_ng_computes_verifies_on_two_vcpus() {
 /// Of the scheduler's class: threads and processes that are made, wake each other, wait for locks and move between vCPUs.
 #[test]
 fn what_stress_ng_schedules_on_two_vcpus_verifies() {
-    let script = "stress-ng --verify -t 15 --affinity 1 --clone 1 --daemon 1 --fork 1 --futex 1 --hrtimers 1 --mutex 1 \
-                  --msg 1 --pthread 1 --schedpolicy 1 --sleep 1 --switch 1 --wait 1 --yield 1";
+    let script = "stress-ng --verify -t 12 --affinity 1 --clone 1 --daemon 1 --fork 1 --futex 1 --mutex 1 --msg 1 \
+                  --pthread 1 --sleep 1 --switch 1 --wait 1 --yield 1";
     stressed(&["--cpus", "2"], script);
+    // These take a processor for themselves, and leave nothing to others.
+    stressed(&["--cpus", "2"], "stress-ng --verify -t 4 --hrtimers 1");
+    stressed(&["--cpus", "2"], "stress-ng --verify -t 4 --schedpolicy 1");
 }
 
 /// Of the classes of memory and virtual memory: pages mapped, moved, protected, shared and copied on a write.
