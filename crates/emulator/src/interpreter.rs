@@ -620,6 +620,8 @@ impl Interpreter {
         if let Some(jit) = &mut self.jit {
             jit.clear();
         }
+        // Its tables from RIP to code may be other regimes' next.
+        self.cpu.mmu.tlb.forget_targets();
         self.blocks.clear();
         self.cpu.native.insns.clear();
         self.native_generation = self.cpu.native.unit.generation();

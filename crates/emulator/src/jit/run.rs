@@ -41,6 +41,7 @@ impl Interpreter {
     /// # Errors
     /// The host gives no memory for code.
     pub fn enable_jit_with(&mut self, settings: Settings) -> std::io::Result<()> {
+        self.cpu.mmu.tlb.forget_targets();
         self.jit = Some(Jit::new(settings, self.cpu.memory.marks().state_address(0))?);
         Ok(())
     }

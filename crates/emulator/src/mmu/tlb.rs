@@ -237,7 +237,7 @@ impl Tlb {
         }
     }
 
-    /// A table from RIP to code has another regime's entries now.
+    /// A table from RIP to code has another regime's entries now, or may get them.
     pub fn forget_targets(&mut self) {
         self.publish();
     }
@@ -549,6 +549,12 @@ impl Tlb {
     fn bit(page: u64) -> (usize, u64) {
         let hash = (page ^ page >> 12) as usize % 4096;
         (hash / 64, 1 << (hash % 64))
+    }
+
+    /// For tests: whether translated code may change to a view.
+    #[cfg(test)]
+    pub fn knows_targets(&self, view: View) -> bool {
+        self.states[view as usize % VIEWS].mode != ViewState::NO_MODE
     }
 
     /// For tests and counters: whether an access would find its translation here.

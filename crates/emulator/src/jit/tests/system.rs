@@ -9,6 +9,7 @@ use x86::{Cr4, Efer, Flags};
 use crate::cpu::Cpu;
 use crate::interpreter::Interpreter;
 use crate::jit::Settings;
+use crate::mmu::View;
 use crate::shared::{Peers, Shared};
 use crate::testing::*;
 
@@ -111,6 +112,20 @@ fn system_calls_and_what_systems_do_in_them_need_no_handler() {
     let (state, calls) = same(&|_| {});
     assert_eq!((state.rip, state.gprs[7]), (handler(13) + 1, 0), "all rounds were run");
     assert!(calls < ROUNDS, "{calls} handlers for {ROUNDS} rounds");
+}
+
+#[test]
+fn where_code_was_is_forgotten_with_it() {
+    let attention = Attention::new();
+    let peers = Peers::join(Arc::new(Shared::new(1)), 0, attention.clone());
+    let mut interpreter = Interpreter::new(machine(&|_| {}), attention, peers);
+    interpreter.enable_jit_with(Settings { hot: 4, ..Settings::default() }).unwrap();
+    assert!(matches!(interpreter.run(), VmExit::Halt));
+    let views = [View::Supervisor, View::User];
+    let known = |interpreter: &Interpreter| views.map(|view| interpreter.cpu.mmu.tlb.knows_targets(view));
+    assert_eq!(known(&interpreter), [true; 2]);
+    interpreter.forget();
+    assert_eq!(known(&interpreter), [false; 2]);
 }
 
 #[test]
