@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use virtio::fs::{Cache, Fs};
-use virtio::p9::P9;
+use virtio::fs::Cache;
 use virtio::share::{Errno, Folder, Settings};
 
 use crate::config::ConfigError;
@@ -109,8 +108,8 @@ fn device(
         ShareCache::Always => Cache::Always,
     };
     Ok(match share.kind {
-        ShareKind::Fs => Box::new(Fs::new(folder, &share.tag, cache)),
-        ShareKind::P9 => Box::new(P9::new(folder, &share.tag)),
+        ShareKind::Fs => Box::new(virtio::fs::device(folder, &share.tag, cache)),
+        ShareKind::P9 => Box::new(virtio::p9::device(folder, &share.tag)),
     })
 }
 

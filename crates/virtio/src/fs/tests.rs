@@ -230,7 +230,7 @@ fn a_lock_that_somebody_has_is_waited_for_or_refused() {
 #[test]
 fn the_device_tells_its_tag_and_one_queue() {
     let place = Place::new();
-    let mut device = super::Fs::new(place.share(), "tag", Cache::Auto);
+    let mut device = super::device(place.share(), "tag", Cache::Auto);
     let mut config = [1; 48];
     device.read_config(0, &mut config);
     assert_eq!((&config[..4], &config[36..44]), (&b"tag\0"[..], &[1, 0, 0, 0, 0, 0, 0, 0][..]));
@@ -285,4 +285,13 @@ fn whatever_a_guest_sends_is_answered_and_stays_in_the_folder() {
     place.check_outside();
     client.init(0);
     assert_eq!(descriptors_below(&place.path("")), 1, "a new connection holds nothing");
+}
+
+#[test]
+fn the_device_survives_random_drivers() {
+    let place = Place::new();
+    std::fs::write(place.path("a"), "file").unwrap();
+    crate::fuzz::exercise(|| Box::new(super::device(place.share(), "tag", Cache::Auto)));
+    place.check_outside();
+    assert_eq!(descriptors_below(&place.path("")), 0, "nothing is left open");
 }

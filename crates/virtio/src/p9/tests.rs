@@ -208,7 +208,7 @@ fn a_read_only_folder_is_not_written() {
 #[test]
 fn the_device_tells_its_tag() {
     let place = Place::new();
-    let mut device = super::P9::new(place.share(), "tag");
+    let mut device = super::device(place.share(), "tag");
     let mut config = [1; 6];
     device.read_config(0, &mut config);
     assert_eq!(&config, b"\x03\0tag\0");
@@ -255,4 +255,13 @@ fn whatever_a_guest_sends_is_answered_and_stays_in_the_folder() {
     place.check_outside();
     client.0.reset();
     assert_eq!(descriptors_below(&place.path("")), 1, "a new session holds nothing");
+}
+
+#[test]
+fn the_device_survives_random_drivers() {
+    let place = Place::new();
+    std::fs::write(place.path("a"), "file").unwrap();
+    crate::fuzz::exercise(|| Box::new(super::device(place.share(), "tag")));
+    place.check_outside();
+    assert_eq!(descriptors_below(&place.path("")), 0, "nothing is left open");
 }

@@ -17,6 +17,7 @@
 //!
 //! Whom files belong to is in [`ownership`].
 
+pub mod device;
 mod files;
 mod handles;
 mod locks;
