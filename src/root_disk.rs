@@ -47,12 +47,38 @@ pub fn find(args: &RunArgs) -> anyhow::Result<Option<RootDisk>> {
     }))
 }
 
+/// Whether what is booted is a system that asks who logs in: one on a disk, or with systemd in a folder.
+///
+/// # Errors
+/// As [`find`].
+pub fn asks_for_login(args: &RunArgs) -> anyhow::Result<bool> {
+    Ok(find(args)?.is_some() || has_systemd(args))
+}
+
+fn has_systemd(args: &RunArgs) -> bool {
+    let places = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
+    args.root.as_ref().is_some_and(|root| places.iter().any(|place| root.path.join(place).exists()))
+}
+
+/// What the kernel's command line says of the system that is booted.
+///
+/// # Errors
+/// As [`find`].
+pub fn arguments(args: &RunArgs) -> anyhow::Result<Option<String>> {
+    let on_disk = find(args)?.map(RootDisk::arguments);
+    Ok(on_disk
+        .or_else(|| (has_systemd(args) && !io::stdin().is_terminal()).then(|| INPUT_IS_PIPE.to_owned())))
+}
+
+/// Tells the system that nobody types.
+const INPUT_IS_PIPE: &str = "RINGSIDE_INPUT=pipe";
+
 impl RootDisk {
     /// What the kernel's command line says of it: words that the kernel does not know become init's environment.
-    pub fn arguments(self) -> String {
+    fn arguments(self) -> String {
         let mode = if self.read_only { " RINGSIDE_ROOT_MODE=ro,noload" } else { "" };
-        let input = if self.interactive { "" } else { " RINGSIDE_INPUT=pipe" };
-        format!("RINGSIDE_ROOT=/dev/vda{mode}{input}")
+        let (space, input) = if self.interactive { ("", "") } else { (" ", INPUT_IS_PIPE) };
+        format!("RINGSIDE_ROOT=/dev/vda{mode}{space}{input}")
     }
 }
 

@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use ringside::guest::{self, GuestFiles};
 use vmm::boot::Protocol;
-use vmm::config::{self, BootConfig, FirmwareConfig, ShareConfig, ShareKind};
+use vmm::config::{self, BootConfig, FirmwareConfig, ShareConfig};
 use vmm::input::Input;
 use vmm::machine::SerialLine;
 use vmm::{EngineChoice, Machine, MachineConfig, Outcome, StopReason, Summary, Translation};
 
 use crate::cli::{Boot, Console, DEFAULT_GUEST, Engine, ExitsFormat, Jit, RunArgs};
 use crate::console::{self, Present};
-use crate::root_disk::{self, HeldInput, RootDisk};
+use crate::root_disk::{self, HeldInput};
 use crate::terminal::{self, RawMode};
 use crate::{exit_status, share_options, stats};
 
@@ -39,7 +39,7 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
     let at_once = terminal || args.firmware.is_some();
     let input = if at_once { Input::interactive() } else { Input::patient() };
     let mut held = None;
-    if args.exec.is_none() && !terminal && root_disk::find(args)?.is_some() {
+    if args.exec.is_none() && !terminal && root_disk::asks_for_login(args)? {
         let (present, input) = (present.clone(), input.clone());
         held = Some(HeldInput::new(move || console::follow_stdin(&present, &input, false)));
     } else if args.exec.is_none() {
@@ -73,13 +73,13 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
 /// RAM where nothing else is asked for, in bytes.
 const DEFAULT_MEMORY: u64 = 512 << 20;
 
-/// The same for a system on a disk.
-const ROOT_DISK_MEMORY: u64 = 1 << 30;
+/// The same for a system of its own, on a disk or in a folder.
+const ROOT_MEMORY: u64 = 1 << 30;
 
 /// The plain data that the machine is made from.
 fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     let named = args.guest.as_deref().unwrap_or(DEFAULT_GUEST);
-    let root = root_disk::find(args)?;
+    let logs_in = root_disk::asks_for_login(args)?;
     let mut packages = 0;
     let boot = match (&args.firmware, &args.kernel) {
         (Some(image), _) => config::Boot::Firmware(FirmwareConfig {
@@ -94,15 +94,10 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
             cmdline: args.cmdline.clone().unwrap_or_default(),
             protocol: protocol(args.boot),
         }),
-        (None, None) => {
-            config::Boot::Kernel(named_guest(args, with_packages(args, named, &mut packages)?, root))
-        }
+        (None, None) => config::Boot::Kernel(named_guest(args, with_packages(args, named, &mut packages)?)?),
     };
     let config = MachineConfig {
-        memory: args.memory.unwrap_or_else(|| match root {
-            Some(_) => ROOT_DISK_MEMORY,
-            None => memory_with(packages),
-        }),
+        memory: args.memory.unwrap_or_else(|| if logs_in { ROOT_MEMORY } else { memory_with(packages) }),
         cpus: args.cpus,
         cpu: cpu_model(args),
         engine: match args.engine {
@@ -183,10 +178,10 @@ fn memory_with(packages: u64) -> u64 {
     DEFAULT_MEMORY + (3 * packages).next_multiple_of(64 << 20)
 }
 
-fn named_guest(args: &RunArgs, files: GuestFiles, root: Option<RootDisk>) -> BootConfig {
+fn named_guest(args: &RunArgs, files: GuestFiles) -> anyhow::Result<BootConfig> {
     let mut cmdline = files.cmdline;
-    if let Some(root) = root {
-        cmdline = format!("{cmdline} {}", root.arguments());
+    if let Some(word) = root_disk::arguments(args)? {
+        cmdline = format!("{cmdline} {word}");
     }
     if args.console == Console::Virtio {
         // The last one that is named is the terminal.
@@ -201,7 +196,7 @@ fn named_guest(args: &RunArgs, files: GuestFiles, root: Option<RootDisk>) -> Boo
     if let Some(more) = &args.cmdline {
         cmdline = format!("{cmdline} {more}");
     }
-    BootConfig {
+    Ok(BootConfig {
         // The stub is the packed kernel's.
         kernel: if args.boot == Boot::Stub { files.bzimage } else { files.kernel },
         initrd: Some(args.initrd.clone().unwrap_or(files.initrd)),
@@ -209,7 +204,7 @@ fn named_guest(args: &RunArgs, files: GuestFiles, root: Option<RootDisk>) -> Boo
         overlay: overlay(args),
         cmdline,
         protocol: protocol(args.boot),
-    }
+    })
 }
 
 /// What is appended to the guest's initramfs: the command, and which folders it is to mount.
@@ -217,10 +212,7 @@ fn overlay(args: &RunArgs) -> Vec<u8> {
     let mut overlay = args.exec.as_deref().map(guest::initramfs::exec_overlay).unwrap_or_default();
     let shares = share_options::with_tags(args.root.as_ref(), &args.share);
     if !shares.is_empty() {
-        let line = |share: &ShareConfig| {
-            let kind = if share.kind == ShareKind::Fs { "virtiofs" } else { "9p" };
-            format!("{} {kind} {}\n", share.tag, if share.read_only { "ro" } else { "rw" })
-        };
+        let line = |share: &ShareConfig| format!("{} {}\n", share.tag, share_options::mount(share));
         let (root, others) = shares.split_at(usize::from(args.root.is_some()));
         let others: String = others.iter().map(line).collect();
         overlay.extend(guest::initramfs::shares_overlay(root.first().map(line).as_deref(), &others));

@@ -18,8 +18,8 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
         read_only: false,
         kind: ShareKind::Fs,
         cache: ShareCache::Auto,
+        keep_all: false,
     };
-    let mut cached = false;
     let mut rest = text;
     // From the end: a folder's name may have commas.
     while let Some((before, option)) = rest.rsplit_once(',') {
@@ -33,7 +33,7 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
             Some(("as", other)) => {
                 return Err(format!("{other:?} is no way to share a folder: fs and 9p are"));
             }
-            Some(("cache", cache)) => (share.cache, cached) = (cache_mode(cache)?, true),
+            Some(("cache", cache)) => share.cache = cache_mode(cache)?,
             Some((other, _)) if other.chars().all(|c| c.is_ascii_lowercase()) => {
                 return Err(format!("{other:?} is no option of a share: write {USAGE}"));
             }
@@ -44,11 +44,20 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
     if rest.is_empty() || rest.contains('\0') {
         return Err(format!("a share needs a folder: write {USAGE}"));
     }
-    if cached && share.kind == ShareKind::P9 {
-        return Err("cache is for folders shared as fs; of 9p the guest's own mount option decides".into());
-    }
     share.path = rest.into();
     Ok(share)
+}
+
+/// How the default guests mount a share: its type and its options.
+pub fn mount(share: &ShareConfig) -> String {
+    let access = if share.read_only { "ro" } else { "rw" };
+    match (share.kind, share.cache) {
+        (ShareKind::Fs, _) => format!("virtiofs {access}"),
+        (ShareKind::P9, ShareCache::None) => format!("9p {access},cache=none"),
+        // Files that are mapped are kept while they are.
+        (ShareKind::P9, ShareCache::Auto) => format!("9p {access},cache=mmap"),
+        (ShareKind::P9, ShareCache::Always) => format!("9p {access},cache=loose"),
+    }
 }
 
 fn cache_mode(text: &str) -> Result<ShareCache, String> {
@@ -75,7 +84,7 @@ fn checked_tag(tag: &str) -> Result<String, String> {
 pub fn root(text: &str) -> Result<ShareConfig, String> {
     let share = share(text)?;
     match share.tag.as_str() {
-        "" => Ok(ShareConfig { tag: ROOT_TAG.to_owned(), ..share }),
+        "" => Ok(ShareConfig { tag: ROOT_TAG.to_owned(), keep_all: true, ..share }),
         _ => Err("the root folder has no tag to choose".into()),
     }
 }
@@ -112,6 +121,15 @@ mod tests {
     }
 
     #[test]
+    fn the_guest_mounts_a_share_as_it_is_asked_for() {
+        let mounted = |text| mount(&share(text).unwrap());
+        assert_eq!(mounted("a,cache=none"), "virtiofs rw");
+        assert_eq!(mounted("a,readonly=on,as=9p"), "9p ro,cache=mmap");
+        assert_eq!(mounted("a,as=9p,cache=always"), "9p rw,cache=loose");
+        assert_eq!(mounted("a,as=9p,cache=none"), "9p rw,cache=none");
+    }
+
+    #[test]
     fn bad_options_are_named() {
         let long = format!("a,tag={}", "t".repeat(32));
         for (text, why) in [
@@ -122,7 +140,6 @@ mod tests {
             ("a,ro=on", "no option"),
             ("a,tag=", "empty"),
             ("a,cache=some", "no way to cache"),
-            ("a,as=9p,cache=none", "for folders shared as fs"),
             (&long, "32 bytes: the most is 31"),
         ] {
             let error = share(text).unwrap_err();

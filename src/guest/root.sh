@@ -2,12 +2,12 @@
 read -r tag type access < /ringside/root
 mkdir -p /newroot /lower /writes
 target=/newroot
-[ "$access" = rw ] || target=/lower
+case $access in rw*) ;; *) target=/lower ;; esac
 if ! share "$tag" "$type" "$access" "$target"; then
     echo "ringside: the root folder cannot be mounted" > /dev/console
     exec poweroff -f
 fi
-if [ "$access" != rw ]; then
+if [ $target = /lower ]; then
     # The folder stays as it is: what is written goes to memory, and with the machine.
     modprobe -q overlay
     mount -t tmpfs -o mode=0755 writes /writes

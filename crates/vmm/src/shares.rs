@@ -22,6 +22,8 @@ pub struct ShareConfig {
     pub kind: ShareKind,
     /// What the guest may believe of what it has read.
     pub cache: ShareCache,
+    /// Whether links, pipes and sockets can belong to anybody in the guest, see [`Settings::keep_all`].
+    pub keep_all: bool,
 }
 
 /// What the device of a shared folder is.
@@ -92,7 +94,7 @@ fn device(
     descriptors: usize,
 ) -> Result<Box<dyn virtio::Device>, BuildError> {
     let error = |reason: String| BuildError::Share { path: share.path.clone(), reason };
-    let settings = Settings { read_only: share.read_only, memory, descriptors };
+    let settings = Settings { read_only: share.read_only, memory, descriptors, keep_all: share.keep_all };
     let folder = Folder::open(&share.path, settings).map_err(|errno| {
         error(match errno {
             Errno::NOTDIR => "it is not a folder".to_owned(),
@@ -136,6 +138,7 @@ mod tests {
             read_only: false,
             kind: ShareKind::Fs,
             cache: ShareCache::Auto,
+            keep_all: false,
         }
     }
 

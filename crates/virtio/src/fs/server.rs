@@ -1,5 +1,7 @@
 //! The FUSE server: a request's bytes in, an answer's bytes out.
 
+mod extended;
+
 use std::os::fd::AsFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +13,8 @@ use super::wire::{self, *};
 use crate::share::ownership::Caller;
 use crate::share::serve::{Payload, Reply, Server};
 use crate::share::{
-    Attributes, Changes, DirEntry, Entry, Errno, Folder, LockKind, LockOwner, LockRange, NodeId, Open,
-    RenameFlags, Result, SetTime, Time,
+    Attributes, Changes, DirEntry, Entry, Errno, Folder, LockOwner, NodeId, RenameFlags, Result, SetTime,
+    Time,
 };
 
 /// The most bytes that one request reads or writes, and the pages that they are in.
@@ -188,7 +190,8 @@ impl FuseServer {
             | opcode::RENAME
             | opcode::RENAME2
             | opcode::LINK
-            | opcode::CREATE => self.name(header, args),
+            | opcode::CREATE
+            | opcode::TMPFILE => self.name(header, args),
             opcode::GETXATTR | opcode::LISTXATTR | opcode::SETXATTR | opcode::REMOVEXATTR => {
                 self.extended(header, args, room)
             }
@@ -282,9 +285,13 @@ impl FuseServer {
                 let LinkIn { oldnodeid } = args.take()?;
                 self.folder.link(oldnodeid, node, args.name()?)?
             }
-            opcode::CREATE => {
+            opcode::CREATE | opcode::TMPFILE => {
                 let CreateIn { flags, mode, .. } = args.take()?;
-                let (entry, fh) = self.folder.create(node, args.name()?, self.flags(flags), mode, caller)?;
+                let flags = self.flags(flags);
+                let (entry, fh) = match header.opcode {
+                    opcode::CREATE => self.folder.create(node, args.name()?, flags, mode, caller)?,
+                    _ => self.folder.create_unnamed(node, flags, mode, caller)?,
+                };
                 let open = OpenOut { fh, open_flags: self.keeps(), padding: 0 };
                 let entry = self.entry(&entry);
                 return Ok(Answer::Bytes([entry.as_bytes(), open.as_bytes()].concat()));
@@ -454,7 +461,7 @@ impl FuseServer {
             let plus = if plus { size_of::<EntryOut>() } else { 0 };
             (plus + size_of::<Dirent>() + entry.name.len()).next_multiple_of(8)
         };
-        self.folder.list(asked.fh, asked.offset, &mut |folder, entry| {
+        self.folder.list(asked.fh, asked.offset, !plus, &mut |folder, entry| {
             let end = out.len() + size(entry);
             if end > room {
                 return Ok(false);
@@ -479,66 +486,6 @@ impl FuseServer {
             Ok(true)
         })?;
         Ok(Answer::Bytes(out))
-    }
-
-    fn extended(&self, header: &InHeader, mut args: Args<'_>, room: usize) -> Result<Answer> {
-        let node = header.nodeid;
-        let value = match header.opcode {
-            opcode::SETXATTR => {
-                let SetxattrIn { size, flags } = args.take()?;
-                if self.has(Init::SETXATTR_EXT) {
-                    args.take::<[u32; 2]>()?;
-                }
-                let name = args.name()?;
-                let value = args.0.get(..size as usize).ok_or(Errno::INVAL)?;
-                return self.folder.set_attribute(node, name, value, flags).map(empty);
-            }
-            opcode::REMOVEXATTR => return self.folder.remove_attribute(node, args.name()?).map(empty),
-            opcode::GETXATTR => {
-                let asked: GetxattrIn = args.take()?;
-                (asked.size, self.folder.attribute(node, args.name()?)?)
-            }
-            _ => (args.take::<GetxattrIn>()?.size, self.folder.attribute_names(node)?),
-        };
-        match value {
-            (0, value) => Ok(bytes(GetxattrIn { size: value.len() as u32, padding: 0 })),
-            (size, value) if value.len() > size as usize || value.len() > room => Err(Errno::RANGE),
-            (_, value) => Ok(Answer::Bytes(value)),
-        }
-    }
-
-    fn locks(&self, header: &InHeader, mut args: Args<'_>) -> Result<Answer> {
-        let asked: LkIn = args.take()?;
-        let owner = LockOwner {
-            node: header.nodeid,
-            owner: asked.owner,
-            whole: asked.lk_flags & flag::LK_FLOCK != 0,
-        };
-        let range = LockRange { start: asked.start, end: asked.end };
-        let kind = match asked.kind as i32 {
-            libc::F_UNLCK => LockKind::Unlock,
-            libc::F_RDLCK => LockKind::Shared,
-            libc::F_WRLCK => LockKind::Exclusive,
-            _ => return Err(Errno::INVAL),
-        };
-        if !matches!(self.folder.handle(asked.fh)?, Open::File(node, _) | Open::Folder(node, _) if node == header.nodeid)
-        {
-            return Err(Errno::BADF);
-        }
-        if header.opcode == opcode::GETLK {
-            let found = self.folder.test_lock(owner, kind, range)?;
-            let (kind, range) = found.unwrap_or((LockKind::Unlock, range));
-            let kind = match kind {
-                LockKind::Unlock => libc::F_UNLCK,
-                LockKind::Shared => libc::F_RDLCK,
-                LockKind::Exclusive => libc::F_WRLCK,
-            };
-            return Ok(bytes(LkOut { start: range.start, end: range.end, kind: kind as u32, pid: 0 }));
-        }
-        match self.folder.lock(owner, kind, range) {
-            Err(Errno::AGAIN) if header.opcode == opcode::SETLKW => Ok(Answer::Wait),
-            other => other.map(empty),
-        }
     }
 
     fn entry(&self, entry: &Entry) -> EntryOut {

@@ -1,18 +1,21 @@
 //! The 9P2000.L server: a message in, a message out.
 
+mod extended;
+
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::OFlags;
 
+use self::extended::Room;
 use super::wire::{self, *};
 use crate::share::ownership::{Caller, device_number};
 use crate::share::serve::{Payload, Reply, Server};
 use crate::share::{
-    Attributes, Changes, DirEntry, Entry, Errno, Folder, HandleId, LockKind, LockOwner, LockRange, NodeId,
-    ROOT, RenameFlags, Result, SetTime, Time,
+    Attributes, Changes, DirEntry, Entry, Errno, Folder, HandleId, NodeId, ROOT, RenameFlags, Result,
+    SetTime, Time,
 };
 
 /// The largest message, and the smallest that a client may want.
@@ -25,10 +28,9 @@ const VERSION: &[u8] = b"9P2000.L";
 /// No tag, and no user.
 const NO_TAG: u16 = 0xffff;
 const NO_USER: u32 = u32::MAX;
-/// Names in one walk, files that the client can know at a time, bytes of an attribute's value.
+/// Names in one walk, and files that the client can know at a time.
 const MAX_NAMES: u16 = 16;
 const MAX_FIDS: usize = 1 << 20;
-const MAX_VALUE: u64 = 64 << 10;
 /// UNLINKAT's flag for folders.
 const REMOVE_FOLDER: u32 = 0x200;
 /// STATFS's kind of file system: 9P's own.
@@ -39,6 +41,8 @@ const FILE_SYSTEM: u32 = 0x0102_1997;
 pub struct P9Server {
     folder: Folder,
     state: Mutex<State>,
+    /// Bytes of attributes that fids hold.
+    held: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
@@ -63,13 +67,14 @@ enum Opened {
     /// As a file or a folder.
     Handle(HandleId),
     /// To read an attribute's value, or the list of names.
-    Value(Vec<u8>),
+    Value(Arc<(Vec<u8>, Room)>),
     /// To write an attribute, which is set when the fid is given back.
     Attribute {
         name: Vec<u8>,
         size: usize,
         flags: u32,
         value: Vec<u8>,
+        _room: Arc<Room>,
     },
 }
 
@@ -135,7 +140,8 @@ fn message(kind: u8, tag: u16, body: &[u8], behind: usize) -> Vec<u8> {
 impl P9Server {
     /// A server of this folder.
     pub fn new(folder: Folder) -> Self {
-        Self { folder, state: Mutex::new(State { fids: HashMap::new(), message: MAX_MESSAGE }) }
+        let state = Mutex::new(State { fids: HashMap::new(), message: MAX_MESSAGE });
+        Self { folder, state, held: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -277,7 +283,7 @@ impl P9Server {
         let fid = fid.ok_or(Errno::BADF)?;
         let result = match fid.open {
             Opened::Handle(handle) => self.folder.close(handle),
-            Opened::Attribute { name, size, flags, value } => match size {
+            Opened::Attribute { name, size, flags, value, .. } => match size {
                 0 => self.folder.remove_attribute(fid.node, &name),
                 _ if value.len() < size => Err(Errno::INVAL),
                 _ => self.folder.set_attribute(fid.node, &name, &value, flags),
@@ -433,7 +439,8 @@ impl P9Server {
                 let file = self.folder.file(handle)?;
                 payload.load(READ_HEADER, len, file.as_fd(), offset).map(Answer::Loaded)
             }
-            Opened::Value(value) => {
+            Opened::Value(held) => {
+                let value = &held.0;
                 let start = usize::try_from(offset).unwrap_or(usize::MAX).min(value.len());
                 let part = &value[start..value.len().min(start.saturating_add(len))];
                 let mut out = Out::default().u32(part.len() as u32);
@@ -479,7 +486,7 @@ impl P9Server {
         let room = room.min(self.state().message as usize).min(MAX_HEAD).saturating_sub(READ_HEADER);
         let room = room.min(count as usize);
         let mut list = Out::default();
-        self.folder.list(handle, offset, &mut |_, entry: &DirEntry| {
+        self.folder.list(handle, offset, true, &mut |_, entry: &DirEntry| {
             const FIXED: usize = 13 + 8 + 1 + 2;
             if list.0.len() + FIXED + entry.name.len() > room {
                 return Ok(false);
@@ -491,69 +498,6 @@ impl P9Server {
         let mut out = Out::default().u32(list.0.len() as u32);
         out.0.extend_from_slice(&list.0);
         Ok(Answer::Message(out))
-    }
-
-    fn extended(&self, kind: u8, mut fields: Fields<'_>) -> Result<Answer> {
-        let number = fields.u32()?;
-        let fid = self.state().fids.get(&number).cloned().ok_or(Errno::BADF)?;
-        if kind == kind_of::XATTRWALK {
-            let (new, name) = (fields.u32()?, fields.text()?);
-            let value = match name {
-                b"" => self.folder.attribute_names(fid.node)?,
-                name => self.folder.attribute(fid.node, name)?,
-            };
-            let size = value.len() as u64;
-            self.folder.retain(fid.node)?;
-            self.insert(new, Fid { open: Opened::Value(value), ..fid })?;
-            return Ok(Answer::Message(Out::default().u64(size)));
-        }
-        let (name, size, flags) = (fields.text()?, fields.u64()?, fields.u32()?);
-        if !matches!(fid.open, Opened::Not) {
-            return Err(Errno::BADF);
-        }
-        if size > MAX_VALUE {
-            return Err(Errno::TOOBIG);
-        }
-        if self.folder.is_read_only() {
-            return Err(Errno::ROFS);
-        }
-        let open = Opened::Attribute { name: name.to_vec(), size: size as usize, flags, value: Vec::new() };
-        self.state().fids.insert(number, Fid { open, ..fid });
-        Ok(done(()))
-    }
-
-    fn lock(&self, message: u8, mut fields: Fields<'_>) -> Result<Answer> {
-        let fid = self.fid(&mut fields)?;
-        let kind = match fields.u8()? {
-            lock::SHARED => LockKind::Shared,
-            lock::EXCLUSIVE => LockKind::Exclusive,
-            lock::UNLOCK => LockKind::Unlock,
-            _ => return Err(Errno::INVAL),
-        };
-        let flags = if message == kind_of::LOCK { fields.u32()? } else { 0 };
-        let (start, len, process, client) = (fields.u64()?, fields.u64()?, fields.u32()?, fields.text()?);
-        let end = if len == 0 { i64::MAX as u64 } else { start.saturating_add(len - 1) };
-        let mut hasher = DefaultHasher::new();
-        (process, client).hash(&mut hasher);
-        let owner = LockOwner { node: fid.node, owner: hasher.finish(), whole: false };
-        let range = LockRange { start, end };
-        if message == kind_of::LOCK {
-            return match self.folder.lock(owner, kind, range) {
-                Err(Errno::AGAIN) if flags & lock::BLOCK != 0 => Ok(Answer::Wait),
-                Err(Errno::AGAIN) => Ok(Answer::Message(Out::default().u8(lock::BLOCKED))),
-                other => other.map(|()| Answer::Message(Out::default().u8(lock::SUCCESS))),
-            };
-        }
-        let found = self.folder.test_lock(owner, kind, range)?;
-        let (kind, range) = found.unwrap_or((LockKind::Unlock, range));
-        let kind = match kind {
-            LockKind::Shared => lock::SHARED,
-            LockKind::Exclusive => lock::EXCLUSIVE,
-            LockKind::Unlock => lock::UNLOCK,
-        };
-        let len = if range.end >= i64::MAX as u64 { 0 } else { range.end - range.start + 1 };
-        let out = Out::default().u8(kind).u64(range.start).u64(len);
-        Ok(Answer::Message(out.u32(process).text(client)))
     }
 }
 

@@ -4,7 +4,7 @@ use super::server::P9Server;
 use super::wire::*;
 use crate::Device;
 use crate::share::serve::{Reply, Server};
-use crate::share::testing::{Place, Random, descriptors_below, send};
+use crate::share::testing::{Place, Random, SETTINGS, descriptors_below, send};
 use crate::share::{Errno, Settings};
 
 /// A message with this body.
@@ -193,7 +193,7 @@ fn locks_are_had_refused_and_waited_for() {
 fn a_read_only_folder_is_not_written() {
     let place = Place::new();
     std::fs::write(place.path("f"), "x").unwrap();
-    let settings = Settings { read_only: true, memory: 0, descriptors: 300 };
+    let settings = Settings { read_only: true, ..SETTINGS };
     let client = Client::of(P9Server::new(place.share_with(settings)));
     assert_eq!(client.create(1, "g"), Err(Errno::ROFS));
     client.walk(0, 2, &["f"]).unwrap();
@@ -264,4 +264,29 @@ fn the_device_survives_random_drivers() {
     crate::fuzz::exercise(|| Box::new(super::device(place.share(), "tag")));
     place.check_outside();
     assert_eq!(descriptors_below(&place.path("")), 0, "nothing is left open");
+}
+
+#[test]
+fn attributes_that_fids_hold_have_an_end() {
+    let place = Place::new();
+    let client = Client::new(&place);
+    client.create(1, "f").unwrap();
+    client.walk(0, 2, &["f"]).unwrap();
+    // Room is taken when an attribute is begun, not when it is written.
+    let begun = (100u32..)
+        .take_while(|&fid| {
+            client.walk(2, fid, &[]).unwrap();
+            let body = out().u32(fid).text(b"user.a").u64(64 << 10).u32(0);
+            client.ask(kind_of::XATTRCREATE, body).is_ok()
+        })
+        .count() as u32;
+    assert!((100..256).contains(&begun), "{begun}");
+    let another = out().u32(100 + begun).text(b"user.a").u64(64 << 10).u32(0);
+    assert_eq!(client.ask(kind_of::XATTRCREATE, another), Err(Errno::NOMEM));
+    assert_eq!(client.ask(kind_of::CLUNK, out().u32(100)), Err(Errno::INVAL), "it was not written");
+    let another = out().u32(100 + begun).text(b"user.a").u64(64 << 10).u32(0);
+    client.ask(kind_of::XATTRCREATE, another).unwrap();
+    let long = "n".repeat(256);
+    let named = out().u32(2).text(long.as_bytes()).u64(1).u32(0);
+    assert_eq!(client.ask(kind_of::XATTRCREATE, named), Err(Errno::RANGE));
 }

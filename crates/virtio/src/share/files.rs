@@ -46,7 +46,7 @@ impl Folder {
     /// The host's; `EPERM` for owners and privileges that can be kept nowhere.
     pub fn change(&self, node: NodeId, handle: Option<HandleId>, changes: &Changes) -> Result<Attributes> {
         self.writable()?;
-        let descriptor = self.descriptor(node)?;
+        let mut descriptor = self.descriptor(node)?;
         if let Some(size) = changes.size {
             self.truncate(node, handle, &descriptor, size)?;
         }
@@ -56,7 +56,13 @@ impl Folder {
             let now = self.ownership(descriptor.as_fd(), b"", &stat);
             let wanted = wanted(now, changes);
             if wanted != now {
-                self.own(&descriptor, &stat, now, wanted)?;
+                match self.own(&descriptor, &stat, now, wanted) {
+                    Err(Errno::PERM) => {
+                        self.replace(node, &stat, wanted)?;
+                        descriptor = self.descriptor(node)?;
+                    }
+                    other => other?,
+                }
             }
             if changes.kill_privileges || changes.uid.is_some() || changes.gid.is_some() {
                 self.kill_capability(node);
@@ -104,19 +110,19 @@ impl Folder {
         wanted: Ownership,
     ) -> Result<()> {
         let path = link_to(file.as_fd());
-        let is_link = wanted.mode & kind::MASK == kind::LINK;
+        let kind_on_host = u32::from(stat.stx_mode) & kind::MASK;
+        let is_link = kind_on_host == kind::LINK;
         let mut shown = self.ids.natural(stat);
         if self.ids.is_root() && (stat.stx_uid, stat.stx_gid) != (wanted.uid, wanted.gid) {
             let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
             match rustix::fs::chownat(file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
                 Ok(()) => (shown.uid, shown.gid) = (wanted.uid, wanted.gid),
-                // A root without its powers keeps owners as others do.
-                Err(Errno::PERM) => {}
+                // A root without its powers, or with those of a user namespace, keeps owners as others do.
+                Err(Errno::PERM | Errno::INVAL) => {}
                 Err(error) => return Err(error),
             }
         }
-        let host = self.ids.host_mode(wanted.mode);
-        let kind_on_host = shown.mode & kind::MASK;
+        let host = self.ids.host_mode(wanted.mode, kind_on_host);
         if !is_link && u32::from(stat.stx_mode) & !kind::MASK != host {
             rustix::fs::chmod(&*path, host.into())?;
         }

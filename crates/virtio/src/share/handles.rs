@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom};
 
 use super::nodes::{Identity, Key, NodeId, ROOT};
-use super::ownership::kind;
+use super::ownership::{self, kind};
 use super::{Errno, Folder, Result, reopen};
 
 /// An open file's or folder's number for the guest.
@@ -17,6 +17,10 @@ pub type HandleId = u64;
 
 /// Bytes of a folder's listing that are read at a time.
 const LISTING: usize = 32 << 10;
+/// Open handles from which on what was read of a folder and not given is not kept.
+const MANY: usize = 512;
+/// The position of a listing that is nowhere.
+const NOWHERE: u64 = u64::MAX;
 
 /// What the guest can have open at a time.
 #[derive(Debug)]
@@ -207,7 +211,8 @@ impl Folder {
         self.handles().open.values().any(|open| matches!(open, Open::File(of, _) if *of == node))
     }
 
-    /// Lists a folder from a position on, until `take` refuses an entry, which then comes first the next time.
+    /// Lists a folder from a position on, until `take` refuses an entry, which then comes first the next time. With
+    /// `kinds`, what is a file on the host alone has the kind that the guest sees.
     ///
     /// # Errors
     /// The host's, and `take`'s.
@@ -215,6 +220,7 @@ impl Folder {
         &self,
         id: HandleId,
         position: u64,
+        kinds: bool,
         take: &mut dyn FnMut(NodeId, &DirEntry) -> Result<bool>,
     ) -> Result<()> {
         let Open::Folder(node, listing) = self.handle(id)? else { return Err(Errno::NOTDIR) };
@@ -229,21 +235,36 @@ impl Folder {
             if state.read.is_empty() {
                 listing.fill(&mut state)?;
             }
-            let Some(entry) = state.read.front_mut() else { return Ok(()) };
+            let Some(entry) = state.read.front() else { break };
             let next = entry.next;
             // What lies above the shared folder has no number.
             let outside = node == ROOT && entry.name == b"..";
             let key = Key { inode: entry.inode, ..listing.key };
             let shown = DirEntry {
+                kind: if kinds { self.kind_shown(&listing.file, entry) } else { entry.kind },
                 inode: self.inode_number(if outside { listing.key } else { key }),
                 ..entry.clone()
             };
             if !take(node, &shown)? {
-                return Ok(());
+                break;
             }
             state.read.pop_front();
             state.position = next;
         }
+        if self.handles().open.len() > MANY {
+            // What was read of many folders takes memory: it is read again.
+            *state = State { read: VecDeque::new(), position: NOWHERE };
+        }
+        Ok(())
+    }
+
+    /// An entry's kind for the guest.
+    fn kind_shown(&self, folder: &OwnedFd, entry: &DirEntry) -> u32 {
+        if entry.kind != kind::FILE {
+            return entry.kind;
+        }
+        let kept = self.kept_at(folder.as_fd(), &entry.name);
+        kept.map_or(entry.kind, |kept| ownership::kind_shown(entry.kind, kept.mode))
     }
 
     /// Makes a file's or folder's contents durable.

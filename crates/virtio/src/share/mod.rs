@@ -20,6 +20,7 @@
 pub mod device;
 mod files;
 mod handles;
+mod kept;
 mod locks;
 mod names;
 mod nodes;
@@ -69,6 +70,9 @@ pub struct Settings {
     pub memory: u64,
     /// Descriptors of this process that the share may have open.
     pub descriptors: usize,
+    /// Whether links, pipes and sockets can belong to anybody in the guest, as a root file system wants it, also where
+    /// Ringside is an ordinary user's: those that are not root's are files on the host.
+    pub keep_all: bool,
 }
 
 /// A point in time.
@@ -244,10 +248,13 @@ impl Folder {
     /// # Errors
     /// `EINVAL` for what is none.
     pub fn read_link(&self, node: NodeId) -> Result<Vec<u8>> {
-        if self.nodes().identity(node)?.kind != kind::LINK {
-            return Err(Errno::INVAL);
-        }
+        let kind = self.nodes().identity(node)?.kind;
         let descriptor = self.descriptor(node)?;
+        match kind {
+            kind::LINK => {}
+            kind::FILE => return self.read_kept_link(descriptor.as_fd()),
+            _ => return Err(Errno::INVAL),
+        }
         rustix::fs::readlinkat(descriptor.as_fd(), "", Vec::new()).map(std::ffi::CString::into_bytes)
     }
 
@@ -316,16 +323,19 @@ impl Folder {
         if !matches!(kind, kind::FILE | kind::FOLDER) || (own && self.plain.load(Ordering::Relaxed)) {
             return self.ids.natural(stat);
         }
-        let mut buffer = ownership::room();
-        let kept = match ownership::read_kept(&path_of(at, name), !name.is_empty(), &mut buffer) {
-            Ok(Some(len)) => buffer.get(..len),
-            Ok(None) => None,
-            Err(_) => {
-                self.plain.fetch_or(own, Ordering::Relaxed);
-                None
-            }
-        };
-        self.ids.shown(stat, kept)
+        let kept = ownership::read_kept(&path_of(at, name), !name.is_empty());
+        if kept.is_err() {
+            self.plain.fetch_or(own, Ordering::Relaxed);
+        }
+        self.ids.shown(stat, kept.ok().flatten())
+    }
+
+    /// What is kept beside a name in a folder of the shared one's own file system.
+    fn kept_at(&self, folder: BorrowedFd<'_>, name: &[u8]) -> Option<Ownership> {
+        if self.plain.load(Ordering::Relaxed) {
+            return None;
+        }
+        ownership::read_kept(&path_of(folder, name), true).ok().flatten()
     }
 
     fn devices(&self) -> MutexGuard<'_, Vec<u64>> {

@@ -3,16 +3,18 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::fs::{AtFlags, FileType, Gid, OFlags, Uid};
 
-use super::nodes::NodeId;
+use super::nodes::{Identity, NodeId};
 use super::ownership::{self, Caller, Ownership, kind};
-use super::{Entry, Errno, Folder, HandleId, Open, Result, check_name, key_of, link_to, open_path, stat};
+use super::{
+    Entry, Errno, Folder, HandleId, Open, Result, check_name, key_of, link_to, open_path, reopen, stat,
+};
 
 pub use rustix::fs::RenameFlags;
 
 /// The longest text of a symbolic link, in bytes.
-const MAX_LINK: usize = 4095;
+pub(super) const MAX_LINK: usize = 4095;
 
 impl Folder {
     /// Makes a file and opens it, or opens the one that is there unless the flags want it to be new.
@@ -57,11 +59,50 @@ impl Folder {
         Err(error)
     }
 
+    /// Makes a file without a name, open; it is gone with its handle unless it is linked before.
+    ///
+    /// # Errors
+    /// The host's; `EOPNOTSUPP` where its file system has no such files.
+    pub fn create_unnamed(
+        &self,
+        parent: NodeId,
+        flags: OFlags,
+        mode: u32,
+        caller: Caller,
+    ) -> Result<(Entry, HandleId)> {
+        self.writable()?;
+        let folder = self.folder(parent)?;
+        self.check_room()?;
+        let mode = kind::FILE | mode & !kind::MASK;
+        let host = self.ids.host_mode(mode, kind::FILE);
+        let flags = self.allowed(flags)? | flags & OFlags::EXCL;
+        let file = rustix::fs::openat(&*folder, ".", flags | OFlags::TMPFILE | OFlags::CLOEXEC, host.into())?;
+        let file = Arc::new(file);
+        let made = stat(file.as_fd(), b"")?;
+        let natural = self.ids.natural(&made);
+        let wanted = self.belongs_to(parent, (mode, 0), caller)?;
+        if natural != wanted {
+            self.own(&file, &made, natural, wanted)?;
+        }
+        // It has no way: its descriptor is what there is of it.
+        let descriptor = Arc::new(reopen(file.as_fd(), OFlags::PATH)?);
+        let identity = Identity { key: key_of(&made), kind: kind::FILE, closed: false };
+        let node = self.nodes().take_unnamed(identity, parent, &descriptor)?;
+        let stat = stat(file.as_fd(), b"")?;
+        let owner = self.ownership(file.as_fd(), b"", &stat);
+        let entry = Entry { node, attributes: self.attributes_of(&stat, owner) };
+        let file = Arc::try_unwrap(file).map_err(|_| Errno::IO)?;
+        match self.add(Open::File(node, Arc::new(file.into()))) {
+            Ok(handle) => Ok((entry, handle)),
+            Err(error) => self.give_back(entry, error),
+        }
+    }
+
     /// A new file, open.
     fn make_file(&self, folder: &OwnedFd, name: &[u8], flags: OFlags, mode: u32) -> Result<OwnedFd> {
         let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NOCTTY;
         let flags = self.allowed(flags)? - OFlags::TRUNC;
-        rustix::fs::openat(folder, name, flags | new, self.ids.host_mode(mode).into())
+        rustix::fs::openat(folder, name, flags | new, self.ids.host_mode(mode, kind::FILE).into())
     }
 
     /// Makes a file, a pipe, a socket or a device; a device is an empty file on the host.
@@ -79,15 +120,14 @@ impl Folder {
         self.writable()?;
         check_name(name)?;
         let folder = self.folder(parent)?;
-        let host = Mode::from(self.ids.host_mode(mode));
+        let mode = if mode & kind::MASK == 0 { mode | kind::FILE } else { mode };
         let rdev = match mode & kind::MASK {
-            kind::FILE | 0 => {
+            kind::FILE => {
                 self.make_file(&folder, name, OFlags::WRONLY, mode)?;
                 0
             }
             kind::FIFO | kind::SOCKET => {
-                let kind = FileType::from_raw_mode(mode & kind::MASK);
-                rustix::fs::mknodat(&*folder, name, kind, host, 0)?;
+                self.make_pipe(&folder, name, mode, caller)?;
                 0
             }
             kind::CHAR | kind::BLOCK => {
@@ -96,7 +136,6 @@ impl Folder {
             }
             _ => return Err(Errno::INVAL),
         };
-        let mode = if mode & kind::MASK == 0 { mode | kind::FILE } else { mode };
         let made = self.found(parent, &folder, name, (mode, rdev), caller);
         if matches!(mode & kind::MASK, kind::CHAR | kind::BLOCK) {
             let shown = made
@@ -113,6 +152,20 @@ impl Folder {
         made
     }
 
+    /// Makes a pipe or a socket.
+    fn make_pipe(&self, folder: &OwnedFd, name: &[u8], mode: u32, caller: Caller) -> Result<()> {
+        if self.has_to_be_file(caller) {
+            let kept = Ownership { uid: caller.uid, gid: caller.gid, mode, rdev: 0 };
+            match self.make_kept(folder, name, b"", kept) {
+                Err(Errno::PERM) => {}
+                other => return other,
+            }
+        }
+        let kind = FileType::from_raw_mode(mode & kind::MASK);
+        let host = self.ids.host_mode(mode, mode & kind::MASK);
+        rustix::fs::mknodat(folder, name, kind, host.into(), 0)
+    }
+
     /// Makes a folder.
     ///
     /// # Errors
@@ -125,7 +178,7 @@ impl Folder {
         if self.nodes().inherits_group(parent) {
             mode |= ownership::SET_GROUP;
         }
-        rustix::fs::mkdirat(&*folder, name, self.ids.host_mode(mode).into())?;
+        rustix::fs::mkdirat(&*folder, name, self.ids.host_mode(mode, kind::FOLDER).into())?;
         self.found(parent, &folder, name, (mode, 0), caller)
     }
 
@@ -140,8 +193,17 @@ impl Folder {
             return Err(Errno::NAMETOOLONG);
         }
         let folder = self.folder(parent)?;
-        rustix::fs::symlinkat(text, &*folder, name)?;
-        self.found(parent, &folder, name, (kind::LINK | 0o777, 0), caller)
+        let mode = kind::LINK | 0o777;
+        let kept = Ownership { uid: caller.uid, gid: caller.gid, mode, rdev: 0 };
+        let is_kept = self.has_to_be_file(caller)
+            && match self.make_kept(&folder, name, text, kept) {
+                Err(Errno::PERM) => false,
+                other => other.map(|()| true)?,
+            };
+        if !is_kept {
+            rustix::fs::symlinkat(text, &*folder, name)?;
+        }
+        self.found(parent, &folder, name, (mode, 0), caller)
     }
 
     /// What was just made, given to whom it belongs. Where the host can have that nowhere, it is as the host made it.
@@ -155,24 +217,25 @@ impl Folder {
     ) -> Result<Entry> {
         let stat = stat(folder.as_fd(), name)?;
         let natural = self.ids.natural(&stat);
-        let inherits = self.nodes().inherits_group(parent);
-        let gid = match inherits {
-            true => self.attributes(parent)?.owner.gid,
-            false => caller.gid,
-        };
-        let wanted = Ownership { uid: caller.uid, gid, mode, rdev };
-        let is_link = mode & kind::MASK == kind::LINK;
+        let wanted = self.belongs_to(parent, (mode, rdev), caller)?;
+        let is_link = natural.mode & kind::MASK == kind::LINK;
         let same = natural == wanted || (is_link && (natural.uid, natural.gid) == (wanted.uid, wanted.gid));
         if !same && let Err(error) = self.adopt(folder, name, natural, wanted) {
-            log::debug!("share: what was made cannot belong to {}:{gid}: {error}", caller.uid);
+            log::debug!("share: what was made cannot belong to {}:{}: {error}", wanted.uid, wanted.gid);
         }
-        let entry = self.find(parent, folder, name)?;
-        Ok(entry)
+        self.find(parent, folder, name)
+    }
+
+    /// Whom something belongs to that is made in a folder.
+    fn belongs_to(&self, parent: NodeId, (mode, rdev): (u32, u32), caller: Caller) -> Result<Ownership> {
+        let inherits = self.nodes().inherits_group(parent);
+        let gid = if inherits { self.attributes(parent)?.owner.gid } else { caller.gid };
+        Ok(Ownership { uid: caller.uid, gid, mode, rdev })
     }
 
     /// Gives what has just been made to whom it is to belong.
     fn adopt(&self, folder: &Arc<OwnedFd>, name: &[u8], natural: Ownership, wanted: Ownership) -> Result<()> {
-        if wanted.mode & kind::MASK == kind::LINK {
+        if natural.mode & kind::MASK == kind::LINK {
             if !self.ids.is_root() {
                 return Err(Errno::PERM);
             }

@@ -197,6 +197,26 @@ impl Nodes {
         Ok(id)
     }
 
+    /// Notes that the guest holds a file that has no name; its descriptor is kept.
+    ///
+    /// # Errors
+    /// `ENFILE` where too many files or descriptors are held already.
+    pub fn take_unnamed(
+        &mut self,
+        identity: Identity,
+        parent: NodeId,
+        descriptor: &Arc<OwnedFd>,
+    ) -> Result<NodeId> {
+        let id = self.take(identity, parent, b"")?;
+        self.keep(id, descriptor);
+        self.pin(id);
+        if self.node(id)?.pinned {
+            return Ok(id);
+        }
+        self.forget(id, 1);
+        Err(Errno::NFILE)
+    }
+
     /// Takes one more reference of a node that is known.
     pub fn retain(&mut self, id: NodeId) -> Result<()> {
         let node = self.nodes.get_mut(&id).ok_or(Errno::STALE)?;
@@ -271,6 +291,18 @@ impl Nodes {
             node.children -= 1;
         }
         self.drop_unused(before);
+    }
+
+    /// Notes that another file of the host is now what a node was.
+    pub fn replaced(&mut self, id: NodeId, identity: Identity) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|_| id != ROOT) else { return };
+        let before = std::mem::replace(&mut node.identity, identity);
+        node.descriptor = None;
+        self.pinned -= usize::from(std::mem::take(&mut node.pinned));
+        if self.by_key.get(&before.key) == Some(&id) {
+            self.by_key.remove(&before.key);
+        }
+        self.by_key.insert(identity.key, id);
     }
 
     /// Keeps a node's descriptor, because its way leads to it no more. Where too many are kept already, the node becomes

@@ -135,20 +135,29 @@ impl Ids {
     }
 
     /// What the guest sees of a file with this attribute.
-    pub(super) fn shown(self, stat: &Statx, kept: Option<&[u8]>) -> Ownership {
+    pub(super) fn shown(self, stat: &Statx, kept: Option<Ownership>) -> Ownership {
         let natural = self.natural(stat);
-        let Some(kept) = kept.and_then(Ownership::from_text) else { return natural };
-        // A file may be shown as a device; nothing else is of another kind than it is.
-        let (host, other) = (natural.mode & kind::MASK, kept.mode & kind::MASK);
-        let device = host == kind::FILE && matches!(other, kind::CHAR | kind::BLOCK);
-        if host != other && !device {
+        let Some(kept) = kept else { return natural };
+        let host = natural.mode & kind::MASK;
+        let shown = kind_shown(host, kept.mode);
+        if shown != kept.mode & kind::MASK {
             return natural;
         }
-        Ownership { rdev: if device { kept.rdev } else { natural.rdev }, ..kept }
+        let is_device = matches!(shown, kind::CHAR | kind::BLOCK) && host == kind::FILE;
+        Ownership { rdev: if is_device { kept.rdev } else { natural.rdev }, ..kept }
     }
 
-    /// The permissions on the host of what the guest wants to have these: no privileges, and Ringside is not kept out.
-    pub(super) fn host_mode(self, mode: u32) -> u32 {
+    /// Whether the host has what someone in the guest makes as theirs.
+    pub(super) fn owns_what_is_made_by(self, uid: u32, gid: u32) -> bool {
+        self.is_root() || (uid, gid) == (0, 0)
+    }
+
+    /// The permissions on the host of what the guest wants to have these: no privileges, and Ringside is not kept out. A
+    /// file that is something else in the guest is nobody else's on the host.
+    pub(super) fn host_mode(self, mode: u32, kind_on_host: u32) -> u32 {
+        if kind_on_host == kind::FILE && mode & kind::MASK != kind::FILE {
+            return 0o600;
+        }
         let keep = if mode & kind::MASK == kind::FOLDER { 0o777 | STICKY } else { 0o777 };
         let own = match mode & kind::MASK {
             _ if self.is_root() => 0,
@@ -157,6 +166,14 @@ impl Ids {
         };
         mode & keep | own
     }
+}
+
+/// The kind that the guest sees of what has one on the host and another beside it: a file may be shown as what has no
+/// contents to be read; nothing else is of another kind than it is.
+pub(super) fn kind_shown(host: u32, kept: u32) -> u32 {
+    let kept = kept & kind::MASK;
+    let others = [kind::LINK, kind::FIFO, kind::SOCKET, kind::CHAR, kind::BLOCK];
+    if host == kind::FILE && others.contains(&kept) { kept } else { host }
 }
 
 /// A device's number in the host's 32-bit form.
@@ -168,18 +185,14 @@ pub fn device_number(major: u32, minor: u32) -> u32 {
 ///
 /// # Errors
 /// `EOPNOTSUPP` where the file system has none.
-pub(super) fn read_kept(path: &[u8], named: bool, buffer: &mut [u8; MAX_OVERRIDE]) -> Result<Option<usize>> {
+pub(super) fn read_kept(path: &[u8], named: bool) -> Result<Option<Ownership>> {
+    let mut buffer = [0; MAX_OVERRIDE];
     let read = if named { rustix::fs::lgetxattr::<_, _, &mut [u8]> } else { rustix::fs::getxattr };
     match read(path, OVERRIDE, &mut buffer[..]) {
-        Ok(len) => Ok(Some(len)),
+        Ok(len) => Ok(buffer.get(..len).and_then(Ownership::from_text)),
         Err(Errno::OPNOTSUPP) => Err(Errno::OPNOTSUPP),
         Err(_) => Ok(None),
     }
-}
-
-/// Room for the attribute.
-pub(super) fn room() -> [u8; MAX_OVERRIDE] {
-    [0; MAX_OVERRIDE]
 }
 
 /// Writes the attribute, by the path of a descriptor.
@@ -221,10 +234,14 @@ mod tests {
     #[test]
     fn the_host_gets_no_privileged_bits_and_ringside_can_still_read_what_it_made() {
         let (user, root) = (Ids { uid: 1, gid: 1, root: false }, Ids { uid: 0, gid: 0, root: true });
-        assert_eq!(user.host_mode(kind::FILE | 0o6755), 0o755);
-        assert_eq!(user.host_mode(kind::FILE), 0o600);
-        assert_eq!(user.host_mode(kind::FOLDER | 0o3050), 0o1750);
-        assert_eq!(root.host_mode(kind::FILE | 0o4000), 0);
+        let same = |ids: Ids, mode: u32| ids.host_mode(mode, mode & kind::MASK);
+        assert_eq!(same(user, kind::FILE | 0o6755), 0o755);
+        assert_eq!(same(user, kind::FILE), 0o600);
+        assert_eq!(same(user, kind::FOLDER | 0o3050), 0o1750);
+        assert_eq!(same(root, kind::FILE | 0o4000), 0);
+        for mode in [kind::LINK | 0o777, kind::CHAR | 0o666, kind::FIFO | 0o4666] {
+            assert_eq!(root.host_mode(mode, kind::FILE), 0o600, "{mode:o}");
+        }
     }
 
     #[test]

@@ -9,6 +9,10 @@ use super::ownership::Ids;
 use super::serve::{Payload, Reply, Server};
 use super::*;
 
+/// What the tests share by.
+pub(crate) const SETTINGS: Settings =
+    Settings { read_only: false, memory: 0, descriptors: 300, keep_all: false };
+
 /// A folder that is shared, and one beside it.
 pub(crate) struct Place {
     folder: tempfile::TempDir,
@@ -36,7 +40,7 @@ impl Place {
 
     /// Shares it as an ordinary user's.
     pub(crate) fn share(&self) -> Folder {
-        self.share_with(Settings { read_only: false, memory: 0, descriptors: 300 })
+        self.share_with(SETTINGS)
     }
 
     pub(crate) fn share_with(&self, settings: Settings) -> Folder {

@@ -3,8 +3,8 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::{FileType, OFlags};
 
-use super::ownership::Caller;
-use super::testing::Place;
+use super::ownership::{Caller, Ownership};
+use super::testing::{Place, SETTINGS};
 use super::*;
 
 const USER: Caller = Caller { uid: 1000, gid: 100 };
@@ -80,7 +80,7 @@ fn special_files_are_shown_and_never_opened() {
 
 #[test]
 fn what_the_kernel_mounts_is_not_entered() {
-    let settings = Settings { read_only: true, memory: 0, descriptors: 300 };
+    let settings = Settings { read_only: true, ..SETTINGS };
     let folder = Folder::open(Path::new("/"), settings).unwrap();
     let entry = folder.lookup(ROOT, b"proc").unwrap();
     assert_eq!(entry.attributes.owner.mode & kind::MASK, kind::FOLDER);
@@ -91,7 +91,7 @@ fn what_the_kernel_mounts_is_not_entered() {
 #[test]
 fn descriptors_are_a_cache_and_files_stay_reachable() {
     let place = Place::new();
-    let folder = place.share_with(Settings { read_only: false, memory: 0, descriptors: 48 });
+    let folder = place.share_with(Settings { descriptors: 48, ..SETTINGS });
     let below = folder.make_folder(ROOT, b"below", 0o755, ROOT_USER).unwrap().node;
     let nodes: Vec<_> = (0..500)
         .map(|number| {
@@ -257,7 +257,7 @@ fn as_root_owners_are_the_hosts() {
         return;
     }
     let place = Place::new();
-    let settings = Settings { read_only: false, memory: 0, descriptors: 300 };
+    let settings = SETTINGS;
     let folder = Folder::open(&place.path(""), settings).unwrap();
     folder.make_node(ROOT, b"f", kind::FILE | 0o4755, 0, USER).unwrap();
     folder.make_link(ROOT, b"l", b"x", USER).unwrap();
@@ -274,7 +274,7 @@ fn a_read_only_folder_stays_as_it_is() {
     let place = Place::new();
     std::fs::write(place.path("f"), "text").unwrap();
     std::fs::create_dir(place.path("d")).unwrap();
-    let folder = place.share_with(Settings { read_only: true, memory: 0, descriptors: 300 });
+    let folder = place.share_with(Settings { read_only: true, ..SETTINGS });
     let file = folder.lookup(ROOT, b"f").unwrap().node;
     let handle = folder.open_file(file, OFlags::RDONLY).unwrap();
     let refused: [Result<()>; 15] = [
@@ -336,7 +336,7 @@ fn locks_keep_out_other_owners_and_programs_of_the_host() {
 #[test]
 fn there_is_an_end_to_all_that_the_guest_can_hold() {
     let place = Place::new();
-    let folder = place.share_with(Settings { read_only: false, memory: 0, descriptors: 96 });
+    let folder = place.share_with(Settings { descriptors: 96, ..SETTINGS });
     let node = folder.make_node(ROOT, b"f", kind::FILE | 0o644, 0, ROOT_USER).unwrap().node;
     let handles: Vec<_> = (0..1000).map_while(|_| folder.open_file(node, OFlags::RDONLY).ok()).collect();
     assert_eq!((handles.len(), folder.open_handles()), (32, 32));
@@ -366,7 +366,7 @@ fn a_folder_is_listed_in_parts_while_it_changes() {
     for round in 0.. {
         let (before, mut left) = (names.len(), 7);
         folder
-            .list(handle, position, &mut |_, entry| {
+            .list(handle, position, false, &mut |_, entry| {
                 left -= 1;
                 if left == 0 {
                     return Ok(false);
@@ -390,7 +390,7 @@ fn a_folder_is_listed_in_parts_while_it_changes() {
     names.dedup();
     assert_eq!(names.len(), count, "no name twice");
     assert!((0..100).all(|number| names.contains(&number.to_string())), "what stays is there");
-    assert!(folder.list(handle, u64::MAX, &mut |_, _| Ok(true)).is_err());
+    assert!(folder.list(handle, u64::MAX, false, &mut |_, _| Ok(true)).is_err());
 }
 
 #[test]
@@ -425,4 +425,120 @@ fn a_race_of_folders_and_links_does_not_lead_outside() {
     });
     assert_eq!(mode(&outside) & 0o777, 0o755);
     place.check_outside();
+}
+
+/// A folder that keeps everything, and the kind that its listing has for a name.
+fn root_folder(place: &Place) -> Folder {
+    place.share_with(Settings { keep_all: true, ..SETTINGS })
+}
+
+fn listed_kind(folder: &Folder, name: &str) -> u32 {
+    let handle = folder.open_folder(ROOT).unwrap();
+    let mut found = 0;
+    let mut take = |_, entry: &DirEntry| {
+        found = if entry.name == name.as_bytes() { entry.kind } else { found };
+        Ok(true)
+    };
+    folder.list(handle, 0, true, &mut take).unwrap();
+    folder.close(handle).unwrap();
+    found
+}
+
+#[test]
+fn links_pipes_and_sockets_of_others_are_files_on_the_host_where_everything_is_kept() {
+    let place = Place::new();
+    let folder = root_folder(&place);
+    let link = folder.make_link(ROOT, b"link", b"../to here", USER).unwrap();
+    let pipe = folder.make_node(ROOT, b"pipe", kind::FIFO | 0o620, 0, USER).unwrap();
+    let socket = folder.make_node(ROOT, b"socket", kind::SOCKET | 0o755, 0, USER).unwrap();
+    let modes = [kind::LINK | 0o777, kind::FIFO | 0o620, kind::SOCKET | 0o755];
+    for ((name, entry), shown) in ["link", "pipe", "socket"].iter().zip([link, pipe, socket]).zip(modes) {
+        let owner = Ownership { uid: 1000, gid: 100, mode: shown, rdev: 0 };
+        assert_eq!(entry.attributes.owner, owner, "{name}");
+        assert_eq!(folder.lookup(ROOT, name.as_bytes()).unwrap(), entry);
+        assert_eq!(mode(&place.path(name)), kind::FILE | 0o600, "{name}: nobody else's on the host");
+        assert_eq!(listed_kind(&folder, name), shown & kind::MASK);
+    }
+    assert_eq!(folder.read_link(link.node).unwrap(), b"../to here");
+    assert_eq!(folder.read_link(pipe.node), Err(Errno::INVAL));
+    assert_eq!(link.attributes.size, 10);
+    // Root's are what they are.
+    folder.make_link(ROOT, b"roots", b"x", ROOT_USER).unwrap();
+    assert_eq!(mode(&place.path("roots")) & kind::MASK, kind::LINK);
+    // Where not everything is kept the host sees links, whoever makes them.
+    place.share().make_link(ROOT, b"users", b"x", USER).unwrap();
+    assert_eq!(mode(&place.path("users")) & kind::MASK, kind::LINK);
+}
+
+#[test]
+fn a_link_or_pipe_that_is_given_away_stays_the_same_for_the_guest() {
+    let place = Place::new();
+    let folder = root_folder(&place);
+    let give = Changes { uid: Some(7), gid: Some(8), ..Changes::default() };
+    std::os::unix::fs::symlink("target", place.path("link")).unwrap();
+    let link = folder.lookup(ROOT, b"link").unwrap();
+    let given = folder.change(link.node, None, &give).unwrap();
+    assert_eq!((given.owner.uid, given.owner.gid, given.owner.mode), (7, 8, kind::LINK | 0o777));
+    assert_eq!((given.modified, given.size), (link.attributes.modified, 6));
+    assert_eq!(folder.read_link(link.node).unwrap(), b"target");
+    assert_eq!(folder.lookup(ROOT, b"link").unwrap().node, link.node);
+    let pipe = folder.make_node(ROOT, b"pipe", kind::FIFO | 0o600, 0, ROOT_USER).unwrap();
+    let other = folder.link(pipe.node, ROOT, b"other").unwrap();
+    assert_eq!(folder.change(other.node, None, &give), Err(Errno::PERM), "it has two names");
+    folder.remove(ROOT, b"other", false).unwrap();
+    folder.lookup(ROOT, b"pipe").unwrap();
+    assert_eq!(folder.change(pipe.node, None, &give).unwrap().owner.mode, kind::FIFO | 0o600);
+    assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), 2, "nothing is left over");
+    // Back to root, and away with it.
+    let back = Changes { uid: Some(0), gid: Some(0), ..Changes::default() };
+    assert_eq!(folder.change(link.node, None, &back).unwrap().owner.uid, 0);
+    assert_eq!(folder.read_link(link.node).unwrap(), b"target");
+    folder.remove(ROOT, b"link", false).unwrap();
+}
+
+#[test]
+fn a_file_without_a_name_can_be_given_one() {
+    let place = Place::new();
+    let folder = place.share();
+    for (flags, linked) in [(OFlags::RDWR, Ok(())), (OFlags::RDWR | OFlags::EXCL, Err(Errno::NOENT))] {
+        let (entry, handle) = match folder.create_unnamed(ROOT, flags, 0o640, USER) {
+            Err(Errno::OPNOTSUPP) => return eprintln!("skipped: the host's file system has none"),
+            made => made.unwrap(),
+        };
+        let owner = entry.attributes.owner;
+        assert_eq!((owner.uid, owner.mode, entry.attributes.links), (1000, kind::FILE | 0o640, 0));
+        std::os::unix::fs::FileExt::write_at(&*folder.file(handle).unwrap(), b"text", 0).unwrap();
+        assert_eq!(folder.attributes(entry.node).unwrap().size, 4);
+        assert_eq!(std::fs::read_dir(place.path("")).unwrap().count(), 0);
+        let named = folder.link(entry.node, ROOT, b"name").map(|named| assert_eq!(named.node, entry.node));
+        assert_eq!(named, linked);
+        if linked.is_ok() {
+            assert_eq!(std::fs::read(place.path("name")).unwrap(), b"text");
+            folder.remove(ROOT, b"name", false).unwrap();
+            folder.forget(entry.node, 1);
+        }
+        folder.close(handle).unwrap();
+        folder.forget(entry.node, 1);
+        assert_eq!(folder.nodes().len(), 1);
+    }
+    assert_eq!(folder.create_unnamed(ROOT, OFlags::RDONLY, 0o640, USER).unwrap_err(), Errno::INVAL);
+}
+
+#[test]
+fn what_is_beside_a_file_cannot_make_it_anything_that_there_is_not() {
+    let place = Place::new();
+    let folder = root_folder(&place);
+    for (number, text) in
+        ["uid=1,gid=1,mode=755,rdev=0", "uid=1,gid=1,mode=40755,rdev=0", "uid=1,gid=1,mode=7777777,rdev=0"]
+            .iter()
+            .enumerate()
+    {
+        let name = format!("f{number}");
+        std::fs::write(place.path(&name), "").unwrap();
+        let value = text.as_bytes();
+        rustix::fs::setxattr(place.path(&name), ownership::OVERRIDE, value, rustix::fs::XattrFlags::empty())
+            .unwrap();
+        let shown = folder.lookup(ROOT, name.as_bytes()).unwrap().attributes.owner.mode;
+        assert_eq!(shown & kind::MASK, kind::FILE, "{text}");
+    }
 }
