@@ -198,6 +198,23 @@ impl Mapping {
     }
 
     pub(crate) fn read_bytes(&self, offset: Offset, data: &mut [u8]) {
+        // What rings and requests consist of: an instruction or two instead of a string instruction's start.
+        match data.len() {
+            1 => data[0] = self.load(offset),
+            2 => data.copy_from_slice(&self.load::<u16>(offset).to_ne_bytes()),
+            4 => data.copy_from_slice(&self.load::<u32>(offset).to_ne_bytes()),
+            8 => data.copy_from_slice(&self.load::<u64>(offset).to_ne_bytes()),
+            16 => {
+                // The bound is checked for all of them first.
+                self.at(offset, 16);
+                data[..8].copy_from_slice(&self.load::<u64>(offset).to_ne_bytes());
+                data[8..].copy_from_slice(&self.load::<u64>(offset + 8).to_ne_bytes());
+            }
+            _ => self.copy_out(offset, data),
+        }
+    }
+
+    fn copy_out(&self, offset: Offset, data: &mut [u8]) {
         let from = self.at(offset, data.len() as u64);
         // SAFETY: `at` checked the source; the destination is a Rust slice, which guest memory never is. The copy is in
         // assembly, so that a concurrent change gives some bytes of either and nothing worse.
@@ -208,8 +225,25 @@ impl Mapping {
     }
 
     pub(crate) fn write_bytes(&self, offset: Offset, data: &[u8]) {
+        match *data {
+            [byte] => self.store(offset, byte),
+            [a, b] => self.store(offset, u16::from_ne_bytes([a, b])),
+            [a, b, c, d] => self.store(offset, u32::from_ne_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => self.store(offset, u64::from_ne_bytes([a, b, c, d, e, f, g, h])),
+            _ if data.len() == 16 => {
+                // The bound is checked for all of them first.
+                self.at(offset, 16);
+                let (words, _) = data.as_chunks::<8>();
+                self.store(offset, u64::from_ne_bytes(words[0]));
+                self.store(offset + 8, u64::from_ne_bytes(words[1]));
+            }
+            _ => self.copy_in(offset, data),
+        }
+    }
+
+    fn copy_in(&self, offset: Offset, data: &[u8]) {
         let to = self.at(offset, data.len() as u64);
-        // SAFETY: as in `read_bytes`, the other way round.
+        // SAFETY: as in `copy_out`, the other way round.
         unsafe {
             asm!("rep movsb", inout("rcx") data.len() => _, inout("rsi") data.as_ptr() => _,
                 inout("rdi") to => _, options(nostack, preserves_flags));

@@ -106,7 +106,7 @@ pub struct GuestMemory {
     ram: Arc<Ram>,
     regions: Arc<[Placed]>,
     shadow: Option<Arc<Shadow>>,
-    vm: GuestMemoryMmap<PageTracker>,
+    vm: Arc<GuestMemoryMmap<PageTracker>>,
 }
 
 impl GuestMemory {
@@ -135,7 +135,7 @@ impl GuestMemory {
             .collect::<Result<Vec<_>, MemoryError>>()?;
         let vm = GuestMemoryMmap::from_arc_regions(vm)
             .map_err(|_| MemoryError::BadRegion { start: 0, len: total })?;
-        Ok(Self { ram, regions: placed.into(), shadow: None, vm })
+        Ok(Self { ram, regions: placed.into(), shadow: None, vm: Arc::new(vm) })
     }
 
     /// The same with shadow RAM: the two ranges of `area` are regions.
@@ -212,6 +212,16 @@ impl GuestMemory {
                 _ => Some(Location { offset: p.offset + within, read_only: p.region.read_only }),
             })
         })?
+    }
+
+    /// Where bytes lie that are plain RAM of one region: nothing of it is read-only, or comes and goes. Most are.
+    #[inline]
+    pub fn plain(&self, address: u64, len: u64) -> Option<Offset> {
+        self.regions.iter().find_map(|p| {
+            let within = address.wrapping_sub(p.region.start);
+            let fits = within < p.region.len && len <= p.region.len - within && !p.region.read_only;
+            fits.then(|| p.offset + within)
+        })
     }
 
     /// The guest-physical address of an offset.
@@ -314,11 +324,7 @@ impl GuestMemory {
         let Some(placed) = self.regions.iter().find(within).filter(|_| whole) else { return Err(refused) };
         let offset = placed.offset + (address - placed.region.start);
         self.ram.mapping.discard(offset, len);
-        vm_memory::bitmap::Bitmap::mark_dirty(
-            &PageTracker::new(self.ram.clone(), 0),
-            offset as usize,
-            len as usize,
-        );
+        self.ram.marks.device_wrote(offset, len);
         Ok(())
     }
 
@@ -383,6 +389,34 @@ mod tests {
         assert_eq!(memory.locate(0xe0010), Some(Location { offset: 0xa0010, read_only: true }));
         assert_eq!(memory.locate(0x1_0000_0000).unwrap().offset, 0xc0000);
         assert_eq!(memory.address_of(0xc0000), Some(0x1_0000_0000));
+    }
+
+    #[test]
+    fn plain_memory_lies_in_one_region_that_can_be_written() {
+        let memory = split();
+        assert_eq!(memory.plain(0x9fff0, 16), Some(0x9fff0));
+        assert_eq!(memory.plain(0x1_0000_fffc, 4), Some(0xcfffc));
+        for (address, len) in [(0x9fff0, 17), (0xe0000, 1), (0xa0000, 1), (u64::MAX, 2), (8, u64::MAX)] {
+            assert_eq!(memory.plain(address, len), None, "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn copies_of_every_length_reach_their_bytes_and_no_others() {
+        let memory = split();
+        for len in 0..40 {
+            memory.fill(0, 0xee_u8, 64);
+            let bytes: Vec<u8> = (1..=len).collect();
+            memory.write_bytes(3, &bytes);
+            let mut all = [0; 64];
+            memory.read_bytes(0, &mut all);
+            assert!(
+                all[..3] == [0xee; 3] && all[3..][..bytes.len()] == bytes && all[3 + bytes.len()] == 0xee
+            );
+            let mut back = vec![0; bytes.len()];
+            memory.read_bytes(3, &mut back);
+            assert_eq!(back, bytes);
+        }
     }
 
     #[test]

@@ -88,6 +88,17 @@ impl PageMarks {
         word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next).is_ok_and(|old| old & CODE != 0)
     }
 
+    /// Notes what a device wrote, byte by byte or in one go: [`Self::written`] for each page.
+    pub fn device_wrote(&self, offset: Offset, len: u64) {
+        if let Some(log) = self.1.get() {
+            log.lock().unwrap_or_else(PoisonError::into_inner).push((offset, len));
+        }
+        let end = offset.saturating_add(len).div_ceil(PAGE_SIZE);
+        for page in offset / PAGE_SIZE..end.min(self.0.len() as u64) {
+            self.written(page * PAGE_SIZE);
+        }
+    }
+
     /// Whether the page was written since the last [`PageMarks::clean`].
     pub fn is_dirty(&self, offset: Offset) -> bool {
         self.word(offset).load(Ordering::SeqCst) & DIRTY != 0
@@ -125,15 +136,7 @@ impl BitmapSlice for PageTracker {}
 
 impl Bitmap for PageTracker {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        let first = (self.base + offset as u64) / PAGE_SIZE;
-        let end = (self.base + offset as u64 + len as u64).div_ceil(PAGE_SIZE);
-        if let Some(log) = self.ram.marks.1.get() {
-            let write = (self.base + offset as u64, len as u64);
-            log.lock().unwrap_or_else(PoisonError::into_inner).push(write);
-        }
-        for page in first..end.min(self.ram.marks.0.len() as u64) {
-            self.ram.marks.written(page * PAGE_SIZE);
-        }
+        self.ram.marks.device_wrote(self.base + offset as u64, len as u64);
     }
     fn dirty_at(&self, offset: usize) -> bool {
         self.ram.marks.is_dirty(self.base + offset as u64)

@@ -4,9 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use vm_memory::bitmap::Bitmap;
-
-use crate::{GuestMemory, MemoryError, Offset, PAGE_SIZE, PageTracker};
+use crate::{GuestMemory, MemoryError, Offset, PAGE_SIZE};
 
 /// The most parts that one system call takes.
 const MOST_PARTS: usize = 1024;
@@ -103,6 +101,12 @@ impl HostSlices {
         self.len += other.len;
     }
 
+    /// Drops all parts, for filling the list again without a new allocation.
+    pub fn clear(&mut self) {
+        self.slices.clear();
+        self.len = 0;
+    }
+
     /// Bytes in all.
     pub fn len(&self) -> u64 {
         self.len
@@ -156,7 +160,6 @@ impl HostSlices {
 
     /// Says that a device wrote the first bytes: their pages are dirty, and translations of code there are stale.
     pub fn mark_written(&self, count: u64) {
-        let tracker = PageTracker::new(self.memory.ram.clone(), 0);
         let start = self.memory.ram.mapping.host_address();
         let mut left = count;
         for slice in &self.slices {
@@ -164,7 +167,7 @@ impl HostSlices {
             if part == 0 {
                 break;
             }
-            tracker.mark_dirty((slice.address() - start) as usize, part as usize);
+            self.memory.marks().device_wrote(slice.address() - start, part);
             left -= part;
         }
     }
@@ -181,6 +184,23 @@ impl HostSlices {
             Some(offset) => unsafe { libc::preadv64(fd, vectors, parts, offset as i64) },
             // SAFETY: as above.
             None => unsafe { libc::readv(fd, vectors, parts) },
+        })?;
+        self.mark_written(done as u64);
+        Ok(done)
+    }
+
+    /// Reads from a file into the RAM what the host has in its page cache, as PREADV2 with RWF_NOWAIT does; the bytes read.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] where it has nothing of it, [`io::ErrorKind::Unsupported`] where it cannot tell.
+    pub fn read_now(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let (fd, parts) = (file.as_raw_fd(), self.slices.len().min(MOST_PARTS));
+        let vectors = self.as_iovecs().0;
+        let done = retry(|| {
+            // SAFETY: as in `read_from`. The offset's upper half is nothing to a 64-bit kernel.
+            unsafe {
+                libc::syscall(libc::SYS_preadv2, fd, vectors, parts, offset, 0, libc::RWF_NOWAIT) as isize
+            }
         })?;
         self.mark_written(done as u64);
         Ok(done)

@@ -196,7 +196,10 @@ fn mmio(make: &impl Fn() -> Box<dyn Device>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use disk::Format;
+
     use crate::balloon::{Balloon, BalloonOptions};
+    use crate::block::{Block, BlockOptions, Limits};
     use crate::console::{Console, PortKind};
     use crate::rng::Rng;
 
@@ -216,5 +219,64 @@ mod tests {
         exercise(|| Box::new(Console::new(vec![PortKind::Console], (80, 25)).0));
         let kinds = vec![PortKind::Console, PortKind::Channel("a".into()), PortKind::Channel("b".into())];
         exercise(|| Box::new(Console::new(kinds.clone(), (80, 25)).0));
+    }
+
+    /// Lets random drivers loose on a disk of 1 MiB, opened as `change` says; the folder with the image, and
+    /// with what it was before.
+    fn exercise_block(
+        format: Format,
+        threads: bool,
+        limits: Limits,
+        change: impl Fn(&mut disk::Options),
+    ) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        disk::create(&disk::Creation::new(&path, format, 1 << 20)).unwrap();
+        std::fs::copy(&path, folder.path().join("before")).unwrap();
+        let mut image = disk::Options { format: Some(format), ..disk::Options::new(&path) };
+        change(&mut image);
+        exercise(|| {
+            let (label, serial) = ("image".to_owned(), "disk0".to_owned());
+            let disk = disk::open(&image).unwrap();
+            let block = Block::new(BlockOptions { disk, label, serial, queues: 2, limits });
+            Box::new(if threads { block } else { block.without_threads() })
+        });
+        folder
+    }
+
+    #[test]
+    fn disks_of_either_format_survive_random_drivers() {
+        for threads in [true, false] {
+            for format in [Format::Raw, Format::Qcow2] {
+                let folder = exercise_block(format, threads, Limits::default(), |_| {});
+                let image = folder.path().join("image");
+                assert_eq!(disk::open(&disk::Options::new(&image)).unwrap().size(), 1 << 20);
+                if format == Format::Qcow2 {
+                    let found = disk::qcow2::check(&image).unwrap();
+                    assert!(found.is_clean(), "{found:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn read_only_disks_and_snapshots_survive_random_drivers_and_keep_their_bytes() {
+        for format in [Format::Raw, Format::Qcow2] {
+            for read_only in [true, false] {
+                let change = |image: &mut disk::Options| {
+                    (image.read_only, image.snapshot) = (read_only, !read_only);
+                };
+                let folder = exercise_block(format, true, Limits::default(), change);
+                let bytes = |name| std::fs::read(folder.path().join(name)).unwrap();
+                assert!(bytes("image") == bytes("before"), "{format:?} {read_only}");
+            }
+        }
+    }
+
+    #[test]
+    fn disks_with_limits_or_without_the_page_cache_survive_random_drivers() {
+        let limits = Limits { iops: Some(20_000), bps: Some(1 << 30) };
+        exercise_block(Format::Raw, true, limits, |_| {});
+        exercise_block(Format::Raw, true, Limits::default(), |image| image.cache = disk::Cache::Direct);
     }
 }

@@ -1,6 +1,6 @@
 //! Guest memory as devices reach it: bounds checked, ROM never written.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use guest_memory::{GuestMemory, HostSlices, PAGE_SIZE};
 use vm_memory::{Bytes, GuestAddress};
@@ -27,10 +27,7 @@ impl DmaMemory {
             return if len == 0 { Ok(()) } else { Err(error) };
         };
         // Most ranges lie in one region, whose end is looked at once.
-        let fits = |region: guest_memory::Region| {
-            address >= region.start && last - region.start < region.len && !region.read_only
-        };
-        if self.0.regions().any(fits) {
+        if self.0.plain(address, len).is_some() {
             return Ok(());
         }
         let mut pages = address / PAGE_SIZE..=last / PAGE_SIZE;
@@ -70,14 +67,8 @@ impl DmaMemory {
     pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), QueueError> {
         let len = data.len() as u64;
         // Without a slice of `vm-memory` where it is plain RAM: each of those counts a reference that all threads share.
-        let fits = |region: guest_memory::Region| {
-            let within = address.wrapping_sub(region.start);
-            within < region.len && len <= region.len - within && !region.read_only
-        };
-        if self.0.regions().any(fits)
-            && let Some(location) = self.0.locate(address)
-        {
-            self.0.read_bytes(location.offset, data);
+        if let Some(offset) = self.0.plain(address, len) {
+            self.0.read_bytes(offset, data);
             return Ok(());
         }
         self.0.vm().read_slice(data, GuestAddress(address)).map_err(|_| QueueError::Memory { address, len })
@@ -89,6 +80,11 @@ impl DmaMemory {
     /// [`QueueError::Memory`].
     pub fn write(&self, address: u64, data: &[u8]) -> Result<(), QueueError> {
         let len = data.len() as u64;
+        if let Some(offset) = self.0.plain(address, len) {
+            self.0.write_bytes(offset, data);
+            self.0.marks().device_wrote(offset, len);
+            return Ok(());
+        }
         self.0.vm().write_slice(data, GuestAddress(address)).map_err(|_| QueueError::Memory { address, len })
     }
 
@@ -102,12 +98,23 @@ impl DmaMemory {
 
     /// Loads a ring's half word, before anything that is read after it.
     pub(crate) fn load_u16(&self, address: u64) -> Result<u16, QueueError> {
+        if let Some(offset) = self.0.plain(address, 2) {
+            let value = u16::from_le(self.0.load(offset));
+            fence(Ordering::Acquire);
+            return Ok(value);
+        }
         let error = |_| QueueError::Memory { address, len: 2 };
         self.0.vm().load(GuestAddress(address), Ordering::Acquire).map(u16::from_le).map_err(error)
     }
 
     /// Stores a ring's half word, after everything that was written before it.
     pub(crate) fn store_u16(&self, address: u64, value: u16) -> Result<(), QueueError> {
+        if let Some(offset) = self.0.plain(address, 2) {
+            fence(Ordering::Release);
+            self.0.store(offset, value.to_le());
+            self.0.marks().device_wrote(offset, 2);
+            return Ok(());
+        }
         let error = |_| QueueError::Memory { address, len: 2 };
         self.0.vm().store(value.to_le(), GuestAddress(address), Ordering::Release).map_err(error)
     }

@@ -132,9 +132,9 @@ impl Driver {
     /// Writes descriptor `index` of the table at `table`.
     pub fn descriptor(&self, table: u64, index: u16, (address, len): (u64, u32), number: u16, flags: u16) {
         let (first, second) = if self.is_packed() { (number, flags) } else { (flags, number) };
-        let bytes =
-            [&address.to_le_bytes()[..], &len.to_le_bytes(), &first.to_le_bytes(), &second.to_le_bytes()];
-        self.put(table + 16 * u64::from(index), &bytes.concat());
+        let word =
+            u128::from(address) | u128::from(len) << 64 | u128::from(first) << 96 | u128::from(second) << 112;
+        self.put(table + 16 * u64::from(index), &word.to_le_bytes());
     }
 
     /// Makes a request of these buffers available; `indirect` puts them into a table.

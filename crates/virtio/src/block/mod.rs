@@ -7,6 +7,9 @@
 //!                             └── publishes them, as many at a time as the guest has on their way
 //! ```
 //!
+//! A driver that has one request on its way at a time is answered on the thread that rings, without waking the worker, if
+//! the request needs no waiting ([`work`]).
+//!
 //! What can be moved between the disk's file and guest memory directly is, without a copy ([`disk::Disk::direct`]); all
 //! else goes through a buffer. A flush is done when the host says so. Where the host has no space left, a write waits and
 //! is tried again: the guest sees no error, and goes on when there is space.
@@ -19,6 +22,7 @@ mod request;
 mod ring;
 #[cfg(test)]
 mod tests;
+mod work;
 mod worker;
 
 use std::io;
@@ -86,6 +90,7 @@ pub struct Block {
     shared: Arc<Shared>,
     sizes: Vec<u16>,
     workers: Vec<Option<Worker>>,
+    threads: bool,
     /// What the driver wrote to the configuration: whether writes may wait for a flush.
     writeback: bool,
 }
@@ -125,8 +130,14 @@ impl Block {
             shared: Arc::new(shared),
             sizes: vec![QUEUE_SIZE; queues],
             workers: Vec::new(),
+            threads: true,
             writeback: true,
         }
+    }
+
+    /// The same without threads: all of a request happens before the doorbell's write comes back, each time in the same way.
+    pub fn without_threads(self) -> Self {
+        Self { threads: false, ..self }
     }
 
     fn decide_cache(&self, features: u64) {
@@ -207,7 +218,10 @@ impl Device for Block {
 
     fn activate(&mut self, activation: Activation) {
         self.decide_cache(activation.features);
-        let start = |queue| Worker::start(self.shared.clone(), queue);
+        let start = |queue| match self.threads {
+            true => Worker::start(self.shared.clone(), queue),
+            false => Worker::without_thread(self.shared.clone(), queue),
+        };
         self.workers = activation.queues.into_iter().map(|queue| queue.and_then(start)).collect();
     }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// A burst ends when nothing came for so long, or after so long, or with so many requests.
 const GAP: Duration = Duration::from_micros(60);
 const LONGEST: Duration = Duration::from_micros(1500);
-const MOST: usize = 128;
+const MOST: usize = 32;
 /// Every so many bursts one is held longer than it would be: the first where there is one request at a time.
 const PROBE_SINGLE: u32 = 128;
 const PROBE: u32 = 16;
@@ -25,6 +25,8 @@ pub(super) struct Pace {
     /// How many requests came together in the last burst.
     depth: usize,
     bursts: u32,
+    /// Where there is one request at a time: how many more are published at once until one is held.
+    singles: u32,
     linger: Duration,
     /// When the burst's first request was completed, and its last.
     begun: Option<Instant>,
@@ -35,23 +37,31 @@ impl Pace {
     pub(super) fn new() -> Self {
         let spins = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         let linger = if spins { Duration::from_micros(50) } else { Duration::ZERO };
-        Self { spins, depth: 1, bursts: 0, linger, begun: None, latest: Instant::now() }
+        Self { spins, depth: 1, bursts: 0, singles: 0, linger, begun: None, latest: Instant::now() }
     }
 
     /// `held` requests are completed and not yet published; `more` says whether some came just now. Whether to publish them.
     pub(super) fn is_due(&mut self, held: usize, more: bool) -> bool {
+        self.is_due_at(held, more, Instant::now)
+    }
+
+    fn is_due_at(&mut self, held: usize, more: bool, now: impl FnOnce() -> Instant) -> bool {
         if held == 0 {
             return false;
         }
-        if !self.spins || held >= MOST {
-            return self.publish(held);
+        if !self.spins {
+            // The worker runs while the guest does not: what is there is all that there is.
+            return self.publish(held, true);
         }
-        let probe = self.bursts.is_multiple_of(if self.depth == 1 { PROBE_SINGLE } else { PROBE });
-        if held >= self.depth && !probe {
+        let probe = match self.depth {
+            1 => self.singles == 0,
+            _ => self.bursts.is_multiple_of(PROBE),
+        };
+        if held >= MOST || held >= self.depth && !probe {
             // As many as the last time, or more.
-            return self.publish(held);
+            return self.publish(held, false);
         }
-        let now = Instant::now();
+        let now = now();
         let begun = *self.begun.get_or_insert(now);
         if more {
             self.latest = now;
@@ -59,14 +69,30 @@ impl Pace {
         if now - self.latest < GAP && now - begun < LONGEST {
             return false;
         }
-        self.publish(held)
+        self.publish(held, true)
     }
 
-    fn publish(&mut self, held: usize) -> bool {
+    /// `held` come back together; `certain` says that no more of them were on their way.
+    fn publish(&mut self, held: usize, certain: bool) -> bool {
         self.depth = held;
         self.bursts = self.bursts.wrapping_add(1);
+        self.singles = match (held, certain) {
+            (1, true) => PROBE_SINGLE,
+            (1, false) => self.singles.saturating_sub(1),
+            _ => 0,
+        };
         self.begun = None;
         true
+    }
+
+    /// Whether the driver has one request on its way at a time, as far as was seen not long ago.
+    pub(super) fn is_alone(&self) -> bool {
+        self.depth == 1 && self.singles > 0
+    }
+
+    /// A request was published as soon as it came, by who rang.
+    pub(super) fn published_at_once(&mut self) {
+        self.singles = self.singles.saturating_sub(1);
     }
 
     /// How long to look for more before sleeping.
@@ -91,44 +117,62 @@ impl Pace {
 mod tests {
     use super::*;
 
-    fn pace() -> Pace {
-        Pace { spins: true, bursts: 1, ..Pace::new() }
+    /// One that has seen requests come alone, with a clock of its own.
+    fn pace() -> (Pace, Instant) {
+        (Pace { spins: true, bursts: 1, singles: PROBE_SINGLE, ..Pace::new() }, Instant::now())
     }
 
     #[test]
     fn single_requests_are_published_at_once() {
-        let mut pace = pace();
-        assert!((0..100).all(|_| pace.is_due(1, true)));
+        let (mut pace, now) = pace();
+        assert!((0..100).all(|_| pace.is_due_at(1, true, || now)));
+    }
+
+    #[test]
+    fn a_driver_with_one_request_at_a_time_is_known_to_be_alone_until_it_has_to_be_seen_again() {
+        let (mut pace, now) = pace();
+        pace.singles = 0;
+        assert!(!pace.is_alone() && !pace.is_due_at(1, true, || now), "the first is held");
+        assert!(pace.is_due_at(1, false, || now + GAP) && pace.is_alone());
+        (0..PROBE_SINGLE).for_each(|_| pace.published_at_once());
+        assert!(!pace.is_alone() && !pace.is_due_at(1, true, || now), "it is looked again");
+        assert!(!pace.is_due_at(2, true, || now));
+        assert!(pace.is_due_at(2, false, || now + GAP) && !pace.is_alone());
     }
 
     #[test]
     fn bursts_are_learned_and_then_published_whole() {
-        let mut pace = pace();
-        pace.bursts = 0;
-        for held in 1..=32 {
-            assert!(!pace.is_due(held, true), "it is looked for more");
+        let (mut pace, now) = pace();
+        pace.singles = 0;
+        for held in 1..=24 {
+            assert!(!pace.is_due_at(held, true, || now), "it is looked for more");
         }
-        std::thread::sleep(GAP);
-        assert!(pace.is_due(32, false));
-        for held in 1..32 {
-            assert!(!pace.is_due(held, true), "{held}");
+        assert!(pace.is_due_at(24, false, || now + GAP));
+        for held in 1..24 {
+            assert!(!pace.is_due_at(held, true, || now), "{held}");
         }
-        assert!(pace.is_due(32, true));
+        assert!(pace.is_due_at(24, true, || now));
     }
 
     #[test]
     fn a_burst_that_grows_shorter_is_not_waited_for_long() {
-        let mut pace = pace();
-        (pace.depth, pace.bursts) = (32, 1);
-        assert!(!pace.is_due(4, true));
-        std::thread::sleep(GAP);
-        assert!(pace.is_due(4, false));
+        let (mut pace, now) = pace();
+        pace.depth = 32;
+        assert!(!pace.is_due_at(4, true, || now));
+        assert!(pace.is_due_at(4, false, || now + GAP));
         assert_eq!(pace.depth, 4);
     }
 
     #[test]
+    fn a_full_burst_is_not_held_longer() {
+        let (mut pace, now) = pace();
+        pace.singles = 0;
+        assert!(pace.is_due_at(MOST, true, || now));
+    }
+
+    #[test]
     fn what_comes_soon_after_falling_asleep_is_waited_for_longer() {
-        let mut pace = pace();
+        let (mut pace, _) = pace();
         let first = pace.linger();
         pace.slept(Duration::from_micros(100));
         assert!(pace.linger() > first);

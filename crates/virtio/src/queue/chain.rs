@@ -1,4 +1,5 @@
 use guest_memory::HostSlices;
+use smallvec::SmallVec;
 
 use super::QueueError;
 use crate::memory::DmaMemory;
@@ -31,8 +32,16 @@ pub struct Chain {
     pub(super) id: u16,
     /// Ring entries that it takes.
     pub(super) entries: u16,
-    readable: Vec<Segment>,
-    writable: Vec<Segment>,
+    readable: Segments,
+    writable: Segments,
+}
+
+/// Buffers of one direction. Most requests have few: those need no allocation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Segments {
+    list: SmallVec<[Segment; 2]>,
+    /// Bytes of all of them.
+    len: u64,
 }
 
 /// A descriptor, as both formats have it.
@@ -66,22 +75,22 @@ impl Chain {
 
     /// The buffers to read.
     pub fn readable(&self) -> &[Segment] {
-        &self.readable
+        &self.readable.list
     }
 
     /// The buffers to write.
     pub fn writable(&self) -> &[Segment] {
-        &self.writable
+        &self.writable.list
     }
 
     /// Bytes to read in all.
     pub fn readable_len(&self) -> u64 {
-        self.readable.iter().map(|segment| u64::from(segment.len)).sum()
+        self.readable.len
     }
 
     /// Bytes to write in all.
     pub fn writable_len(&self) -> u64 {
-        self.writable.iter().map(|segment| u64::from(segment.len)).sum()
+        self.writable.len
     }
 
     /// Reads bytes from `offset` of what is to be read; how many there were.
@@ -90,7 +99,7 @@ impl Chain {
     /// [`QueueError::Memory`].
     pub fn read(&self, memory: &DmaMemory, offset: u64, data: &mut [u8]) -> Result<usize, QueueError> {
         let mut done = 0;
-        for (address, len) in parts(&self.readable, offset, data.len()) {
+        for (address, len) in parts(&self.readable.list, offset, data.len()) {
             memory.read(address, &mut data[done..done + len])?;
             done += len;
         }
@@ -103,7 +112,7 @@ impl Chain {
     /// [`QueueError::Memory`].
     pub fn write(&self, memory: &DmaMemory, offset: u64, data: &[u8]) -> Result<usize, QueueError> {
         let mut done = 0;
-        for (address, len) in parts(&self.writable, offset, data.len()) {
+        for (address, len) in parts(&self.writable.list, offset, data.len()) {
             memory.write(address, &data[done..done + len])?;
             done += len;
         }
@@ -120,7 +129,9 @@ impl Chain {
         offset: u64,
         len: u64,
     ) -> Result<HostSlices, QueueError> {
-        slices(&self.readable, memory, (offset, len), false)
+        let mut slices = memory.slices();
+        self.add_readable(memory, (offset, len), &mut slices)?;
+        Ok(slices)
     }
 
     /// At most `len` bytes from `offset` of what is to be written, for the host's kernel to write without a copy.
@@ -133,7 +144,35 @@ impl Chain {
         offset: u64,
         len: u64,
     ) -> Result<HostSlices, QueueError> {
-        slices(&self.writable, memory, (offset, len), true)
+        let mut slices = memory.slices();
+        self.add_writable(memory, (offset, len), &mut slices)?;
+        Ok(slices)
+    }
+
+    /// Appends what [`Self::readable_slices`] gives to a list; the range is an offset and bytes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_readable(
+        &self,
+        memory: &DmaMemory,
+        range: (u64, u64),
+        slices: &mut HostSlices,
+    ) -> Result<(), QueueError> {
+        add(&self.readable.list, memory, range, (slices, false))
+    }
+
+    /// Appends what [`Self::writable_slices`] gives to a list; the range is an offset and bytes.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn add_writable(
+        &self,
+        memory: &DmaMemory,
+        range: (u64, u64),
+        slices: &mut HostSlices,
+    ) -> Result<(), QueueError> {
+        add(&self.writable.list, memory, range, (slices, true))
     }
 
     /// Appends a buffer.
@@ -143,7 +182,7 @@ impl Chain {
             return Err(QueueError::EmptyBuffer);
         }
         let writable = flags & flag::WRITE != 0;
-        if !writable && !self.writable.is_empty() {
+        if !writable && !self.writable.list.is_empty() {
             return Err(QueueError::Order);
         }
         let total = self.readable_len() + self.writable_len() + u64::from(len);
@@ -151,8 +190,9 @@ impl Chain {
             return Err(QueueError::TooLong);
         }
         memory.check(address, len.into(), writable)?;
-        let list = if writable { &mut self.writable } else { &mut self.readable };
-        list.push(Segment { address, len });
+        let buffers = if writable { &mut self.writable } else { &mut self.readable };
+        buffers.list.push(Segment { address, len });
+        buffers.len += u64::from(len);
         Ok(())
     }
 
@@ -190,17 +230,16 @@ impl Chain {
     }
 }
 
-fn slices(
+/// Appends a range of a list of buffers to slices, writable ones or not.
+fn add(
     segments: &[Segment],
     memory: &DmaMemory,
     (offset, len): (u64, u64),
-    writable: bool,
-) -> Result<HostSlices, QueueError> {
-    let mut slices = memory.slices();
-    for (address, part) in parts(segments, offset, usize::try_from(len).unwrap_or(usize::MAX)) {
-        memory.add_slice(&mut slices, (address, part as u64), writable)?;
-    }
-    Ok(slices)
+    (slices, writable): (&mut HostSlices, bool),
+) -> Result<(), QueueError> {
+    let len = usize::try_from(len).unwrap_or(usize::MAX);
+    parts(segments, offset, len)
+        .try_for_each(|(address, part)| memory.add_slice(slices, (address, part as u64), writable))
 }
 
 /// The guest-physical parts of `len` bytes from `offset` of a list of buffers.

@@ -209,10 +209,34 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Memory`] where the ring is not there any more.
     pub fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+        self.put(chain, written)?;
+        self.show()
+    }
+
+    /// Gives chains back, each with the bytes written to it. The driver sees all of them at once, and the ring's index is
+    /// written once.
+    ///
+    /// # Errors
+    /// As [`Self::complete`].
+    pub fn complete_all(&mut self, chains: impl IntoIterator<Item = (Chain, u32)>) -> Result<(), QueueError> {
+        for (chain, written) in chains {
+            self.put(&chain, written)?;
+        }
+        self.show()
+    }
+
+    fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         self.in_flight = self.in_flight.saturating_sub(chain.entries.into());
         match &mut self.ring {
-            Ring::Split(ring) => ring.complete(chain, written),
-            Ring::Packed(ring) => ring.complete(chain, written),
+            Ring::Split(ring) => ring.put(chain, written),
+            Ring::Packed(ring) => ring.put(chain, written),
+        }
+    }
+
+    fn show(&mut self) -> Result<(), QueueError> {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.show(),
+            Ring::Packed(ring) => ring.show(),
         }
     }
 

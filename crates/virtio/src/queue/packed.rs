@@ -49,6 +49,8 @@ pub(super) struct PackedRing {
     next_used: Place,
     /// Entries that were used since notifications were last thought about.
     unnotified: u16,
+    /// Where the flags of the first used entry go that the driver is not to see yet, and what they are.
+    unshown: Option<(u64, u16)>,
 }
 
 impl PackedRing {
@@ -72,6 +74,7 @@ impl PackedRing {
             notifications: true,
             next_used: Place::START,
             unnotified: 0,
+            unshown: None,
         })
     }
 
@@ -148,18 +151,30 @@ impl PackedRing {
         Err(QueueError::Endless(size.into()))
     }
 
-    pub(super) fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+    /// Puts a chain into the ring as used; the driver sees it when [`Self::show`] was called.
+    pub(super) fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         let at = self.at(self.next_used.index);
-        let (len, id) = (written.to_le_bytes(), chain.id.to_le_bytes());
-        self.memory.write(at + 8, &[len[0], len[1], len[2], len[3], id[0], id[1]])?;
+        self.memory.write(at + 8, &written.to_le_bytes())?;
+        self.memory.write(at + 12, &chain.id.to_le_bytes())?;
         let mut flags = if self.next_used.wrap { AVAILABLE | USED } else { 0 };
         if written > 0 {
             flags |= flag::WRITE;
         }
-        self.memory.store_u16(at + FLAGS, flags)?;
+        // The driver looks at them in their order: those behind the first are not seen before it.
+        match self.unshown {
+            None => self.unshown = Some((at + FLAGS, flags)),
+            Some(_) => self.memory.store_u16(at + FLAGS, flags)?,
+        }
         self.next_used.advance(chain.entries, self.config.size);
         self.unnotified = self.unnotified.saturating_add(chain.entries);
         Ok(())
+    }
+
+    pub(super) fn show(&mut self) -> Result<(), QueueError> {
+        match self.unshown.take() {
+            Some((at, flags)) => self.memory.store_u16(at, flags),
+            None => Ok(()),
+        }
     }
 
     pub(super) fn needs_notification(&mut self) -> Result<bool, QueueError> {

@@ -136,11 +136,16 @@ impl SplitRing {
         Err(QueueError::Endless(size.into()))
     }
 
-    pub(super) fn complete(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+    /// Puts a chain into the used ring; the driver sees it when [`Self::show`] was called.
+    pub(super) fn put(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
         let slot = u64::from(self.next_used % self.config.size);
         let element = u64::from(written) << 32 | u64::from(chain.id);
         self.memory.write(self.config.device + RING + USED_SIZE * slot, &element.to_le_bytes())?;
         self.next_used = self.next_used.wrapping_add(1);
+        Ok(())
+    }
+
+    pub(super) fn show(&mut self) -> Result<(), QueueError> {
         self.memory.store_u16(self.config.device + INDEX, self.next_used)
     }
 

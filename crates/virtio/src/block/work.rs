@@ -1,0 +1,634 @@
+//! What is done with a queue's requests: taken in batches, neighbours made one transfer, carried out, given back together.
+//!
+//! ```text
+//!   take ──> batch ──> groups of neighbours ──quickly──> PREADV2 (what is in the page cache), PWRITEV ─┬─> done ──> publish
+//!                           │                                                                          │
+//!                           └── else: io_uring, or one by one, or through the disk's methods ──────────┘
+//! ```
+
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use guest_memory::HostSlices;
+
+use super::bell::Bell;
+use super::pace::Pace;
+use super::request::{Action, HEADER, Request};
+use super::ring::{Operation, Ring};
+use super::{Shared, status};
+use crate::QueueHandle;
+use crate::memory::DmaMemory;
+use crate::queue::{Chain, Queue};
+
+/// Bytes that are moved at a time through a buffer.
+const CHUNK: usize = 256 << 10;
+/// Requests that are taken at a time.
+const BATCH: usize = 128;
+/// Neighbours become one transfer up to so many bytes and parts.
+const GROUP_BYTES: u64 = 1 << 20;
+const GROUP_PARTS: usize = 512;
+/// Writes of whole blocks of so many bytes need not read first what they do not write.
+const WHOLE: u64 = 4096;
+/// How often a write is tried again while the host has no space.
+const RETRY: Duration = Duration::from_millis(500);
+/// The most that is done on the thread that rings: requests, and bytes of all of them.
+const AT_ONCE: usize = 4;
+const AT_ONCE_BYTES: u64 = 512 << 10;
+/// A transfer that takes longer than this is the worker's business, and all that follow for a while.
+const TOO_LONG: Duration = Duration::from_millis(1);
+const CALM: Duration = Duration::from_millis(100);
+
+/// What the worker's thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Requests came.
+    Busy,
+    /// None came; some are completed and not yet published.
+    Holding,
+    /// There is nothing to do.
+    Idle,
+    /// There is no queue to be worked on.
+    Gone,
+}
+
+/// Neighbouring requests that are one transfer.
+struct Group {
+    write: bool,
+    offset: u64,
+    slices: HostSlices,
+    requests: Vec<Request>,
+}
+
+impl Group {
+    /// Whether a transfer is the continuation of this.
+    fn is_followed_by(&self, (write, offset): (bool, u64), slices: &HostSlices) -> bool {
+        let parts = self.slices.slices().len() + slices.slices().len();
+        self.write == write
+            && self.offset + self.slices.len() == offset
+            && parts <= GROUP_PARTS
+            && self.slices.len() + slices.len() <= GROUP_BYTES
+    }
+}
+
+/// What is on its way.
+enum Flight {
+    Group { write: bool, requests: Vec<Request> },
+    Flush(Request),
+}
+
+/// A queue and what is being done with its requests.
+pub(super) struct Work {
+    /// Before all else that is dropped: it waits for what the kernel does with the others.
+    ring: Option<Ring<Flight>>,
+    shared: Arc<Shared>,
+    queue: QueueHandle,
+    memory: DmaMemory,
+    bell: Arc<Bell>,
+    pace: Pace,
+    /// Taken, and not yet started.
+    batch: Vec<Request>,
+    /// The neighbours that are being gathered; empty between two batches.
+    group: Group,
+    /// A request's slices, before they go to a group.
+    slices: HostSlices,
+    /// Completed, and not yet published, with the bytes written.
+    done: Vec<(Chain, u32)>,
+    buffer: Vec<u8>,
+    /// Whether the host reads what is in its page cache without waiting for the rest.
+    reads_now: bool,
+    /// Until then nothing is done on the thread that rings.
+    calm: Option<Instant>,
+    /// Whether there is a thread that may wait; else nothing is tried again.
+    may_wait: bool,
+}
+
+impl Work {
+    pub(super) fn new(shared: Arc<Shared>, queue: QueueHandle, bell: Arc<Bell>) -> Self {
+        let direct = shared.disk.direct();
+        let ring = direct.and_then(|direct| match Ring::new(direct.file, &bell.event()) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                log::info!("virtio-blk: no io_uring here ({error}); transfers go one by one");
+                None
+            }
+        });
+        Self::with(ring, shared, (queue, bell))
+    }
+
+    /// For one thread that does everything, in [`Self::here`].
+    pub(super) fn without_thread(shared: Arc<Shared>, queue: QueueHandle, bell: Arc<Bell>) -> Self {
+        Self { may_wait: false, ..Self::with(None, shared, (queue, bell)) }
+    }
+
+    fn with(
+        ring: Option<Ring<Flight>>,
+        shared: Arc<Shared>,
+        (queue, bell): (QueueHandle, Arc<Bell>),
+    ) -> Self {
+        let memory = queue.memory().clone();
+        let (slices, more) = (memory.slices(), memory.slices());
+        Self {
+            ring,
+            shared,
+            queue,
+            memory,
+            bell,
+            pace: Pace::new(),
+            batch: Vec::new(),
+            group: Group { write: false, offset: 0, slices, requests: Vec::new() },
+            slices: more,
+            done: Vec::new(),
+            buffer: Vec::new(),
+            reads_now: true,
+            calm: None,
+            may_wait: true,
+        }
+    }
+
+    /// One turn of the worker's thread: takes what is in the queue, carries it out, gives back what is due.
+    pub(super) fn turn(&mut self) -> Turn {
+        let alive = self.take(BATCH, Queue::disable_notifications);
+        let came = !self.batch.is_empty();
+        if came {
+            self.carry_out();
+        }
+        self.reap();
+        if self.pace.is_due(self.done.len(), came) {
+            self.publish();
+        }
+        match (alive, came, self.done.is_empty()) {
+            (false, ..) => Turn::Gone,
+            (_, true, _) => Turn::Busy,
+            (_, _, false) => Turn::Holding,
+            _ => Turn::Idle,
+        }
+    }
+
+    /// Answers all that is in the queue, on the caller's thread.
+    pub(super) fn here(&mut self) {
+        while self.take(BATCH, |_| Ok(())) && !self.batch.is_empty() {
+            self.carry_out();
+            self.publish();
+        }
+    }
+
+    /// On the thread that rings, while the worker sleeps: carries out what is in the queue, where the driver has one request
+    /// at a time and all of them are quickly done. `false` where the worker has to wake up for the rest.
+    pub(super) fn at_once(&mut self) -> bool {
+        if !self.is_quick() || !self.pace.is_alone() || !self.is_settled() || self.is_calm() {
+            return false;
+        }
+        for _ in 0..AT_ONCE {
+            if !self.take(AT_ONCE, |_| Ok(())) || self.batch.is_empty() {
+                return true;
+            }
+            let bytes: u64 = self.batch.iter().map(|request| request.len).sum();
+            if self.batch.len() == AT_ONCE || bytes > AT_ONCE_BYTES {
+                return false;
+            }
+            let start = Instant::now();
+            self.carry_out_quickly();
+            self.pace.published_at_once();
+            self.publish();
+            if start.elapsed() > TOO_LONG {
+                self.calm = Some(Instant::now() + CALM);
+            }
+            if !self.batch.is_empty() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// Whether there are transfers that need no waiting.
+    fn is_quick(&self) -> bool {
+        let cached = self.shared.disk.direct().is_some_and(|direct| direct.alignment == 1);
+        cached && self.shared.limiter.is_none() && !self.shared.write_through.load(Ordering::SeqCst)
+    }
+
+    /// Whether nothing is left of earlier requests.
+    fn is_settled(&self) -> bool {
+        let flying = self.ring.as_ref().map_or(0, Ring::in_flight);
+        self.batch.is_empty() && self.done.is_empty() && flying == 0
+    }
+
+    fn is_calm(&mut self) -> bool {
+        let calm = self.calm.is_some_and(|until| Instant::now() < until);
+        if !calm {
+            self.calm = None;
+        }
+        calm
+    }
+
+    /// How long to look for more before sleeping. Not at all where the next request is carried out by who rings.
+    pub(super) fn linger(&self) -> Duration {
+        match self.pace.is_alone() && self.is_quick() && self.calm.is_none() {
+            true => Duration::ZERO,
+            false => self.pace.linger(),
+        }
+    }
+
+    /// Whether nothing came meanwhile; from here on the driver notifies.
+    pub(super) fn may_sleep(&mut self) -> bool {
+        self.queue.with(Queue::enable_notifications) != Some(true) && self.batch.is_empty()
+    }
+
+    /// Waits for transfers that are on their way, or for the bell; `false` where there are none.
+    pub(super) fn wait_for_transfers(&mut self) -> bool {
+        let Some(ring) = self.ring.as_mut().filter(|ring| ring.in_flight() > 0) else { return false };
+        if let Err(error) = ring.wait() {
+            self.shared.tell(format_args!("waiting for the disk failed: {error}"));
+            self.bell.pause(RETRY);
+        }
+        true
+    }
+
+    /// The worker slept so long until something came.
+    pub(super) fn slept(&mut self, time: Duration) {
+        self.pace.slept(time);
+    }
+
+    /// Takes what is in the queue, so many requests in all; `false` where there is no queue to be worked on.
+    fn take(
+        &mut self,
+        most: usize,
+        before: impl FnOnce(&mut Queue) -> Result<(), crate::queue::QueueError>,
+    ) -> bool {
+        let Self { queue, memory, batch, shared, .. } = self;
+        let taken = queue.with(|queue| {
+            before(queue)?;
+            while batch.len() < most
+                && let Some(chain) = queue.pop()?
+            {
+                batch.push(Request::parse(memory, chain, &*shared.disk)?);
+            }
+            Ok(())
+        });
+        if taken.is_none() {
+            batch.clear();
+        }
+        taken.is_some()
+    }
+
+    /// Starts the batch, and completes those that need not be waited for.
+    fn carry_out(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        for request in batch.drain(..) {
+            if !self.wait_for_its_turn(&request) {
+                break;
+            }
+            match self.gather(request) {
+                None => {}
+                Some(request) => {
+                    self.start();
+                    self.alone(request);
+                }
+            }
+        }
+        self.start();
+        self.submit();
+        // With its allocation.
+        self.batch = batch;
+    }
+
+    /// Carries out of the batch what is quickly done; the rest stays in it.
+    fn carry_out_quickly(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        for request in batch.drain(..) {
+            let left = self.gather(request);
+            if left.is_some() || !self.quickly() {
+                self.batch.append(&mut self.group.requests);
+                self.batch.extend(left);
+            }
+            self.group.slices.clear();
+        }
+        if self.batch.is_empty() {
+            // With its allocation.
+            self.batch = batch;
+        }
+    }
+
+    /// Waits as the limits say; `false` where the worker is to end.
+    fn wait_for_its_turn(&mut self, request: &Request) -> bool {
+        let Some(limiter) = &self.shared.limiter else { return true };
+        let wait = limiter.take(request.len, Instant::now());
+        if wait.is_zero() {
+            return true;
+        }
+        self.start();
+        self.submit();
+        self.publish();
+        self.bell.pause(wait);
+        !self.bell.is_stopped()
+    }
+
+    /// Puts a request into the group, after starting that one where the request does not follow it. Gives back what is no
+    /// transfer between file and memory.
+    fn gather(&mut self, request: Request) -> Option<Request> {
+        let Some((write, offset)) = self.place(&request) else { return Some(request) };
+        if !self.group.requests.is_empty() && !self.group.is_followed_by((write, offset), &self.slices) {
+            self.start();
+        }
+        if self.group.requests.is_empty() {
+            (self.group.write, self.group.offset) = (write, offset);
+            std::mem::swap(&mut self.group.slices, &mut self.slices);
+        } else {
+            self.group.slices.append(&self.slices);
+        }
+        self.group.requests.push(request);
+        None
+    }
+
+    /// Where a request's bytes can be moved directly: whether they are written, and where; their memory is in `slices` then.
+    fn place(&mut self, request: &Request) -> Option<(bool, u64)> {
+        let direct = self.shared.disk.direct()?;
+        let (write, offset) = match request.action {
+            Action::Read { offset } => (false, offset),
+            Action::Write { offset } => (true, offset),
+            _ => return None,
+        };
+        if write && offset < direct.guarded {
+            return None;
+        }
+        self.slices.clear();
+        match write {
+            true => request.chain.add_readable(&self.memory, (HEADER as u64, request.len), &mut self.slices),
+            false => request.chain.add_writable(&self.memory, (0, request.len), &mut self.slices),
+        }
+        .ok()?;
+        if direct.alignment > 1 {
+            let mask = direct.alignment as u64 - 1;
+            let aligned =
+                |slice: &guest_memory::HostSlice| (slice.address() | slice.len() as u64) & mask == 0;
+            if offset & mask != 0 || !self.slices.slices().iter().all(aligned) {
+                return None;
+            }
+        }
+        Some((write, offset))
+    }
+
+    /// Carries out the group if it needs no waiting: what is read is in the host's page cache, or what is written goes there.
+    fn quickly(&mut self) -> bool {
+        let Group { write, offset, ref slices, .. } = self.group;
+        let direct = self.shared.disk.direct();
+        let Some(direct) = direct.filter(|direct| direct.alignment == 1) else { return false };
+        let moved = match write {
+            true if (offset | slices.len()).is_multiple_of(WHOLE) => {
+                slices.write_to(direct.file.as_fd(), Some(offset))
+            }
+            false if self.reads_now => slices.read_now(direct.file.as_fd(), offset),
+            _ => return false,
+        };
+        match moved {
+            Ok(moved) if moved as u64 == slices.len() => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) => {
+                self.reads_now &= write;
+                return false;
+            }
+            // The rest is not in the page cache, or whoever does it again finds out what is wrong.
+            _ => return false,
+        }
+        if write && self.settle().is_err() {
+            return false;
+        }
+        let mut requests = std::mem::take(&mut self.group.requests);
+        for request in requests.drain(..) {
+            let data = if write { 0 } else { request.len };
+            self.finish(request, status::OK, data);
+        }
+        self.group.requests = requests;
+        true
+    }
+
+    /// Carries the group out where that needs no waiting, or starts it, or does it one by one where there is no ring.
+    fn start(&mut self) {
+        if self.group.requests.is_empty() || self.quickly() {
+            self.group.slices.clear();
+            return;
+        }
+        let requests = std::mem::take(&mut self.group.requests);
+        let Some(ring) = &mut self.ring else {
+            self.group.slices.clear();
+            requests.into_iter().for_each(|request| self.one_by_one(request));
+            return;
+        };
+        let Group { write, offset, .. } = self.group;
+        let slices = std::mem::replace(&mut self.group.slices, self.memory.slices());
+        let operation = if write { Operation::Write(offset) } else { Operation::Read(offset) };
+        if let Err(error) = ring.push(operation, slices, Flight::Group { write, requests }) {
+            self.shared.tell(format_args!("a transfer of the disk cannot be started: {error}"));
+        }
+    }
+
+    fn submit(&mut self) {
+        if let Some(ring) = &mut self.ring
+            && let Err(error) = ring.submit()
+        {
+            self.shared.tell(format_args!("transfers of the disk cannot be started: {error}"));
+        }
+    }
+
+    /// A request that is no transfer between the file and memory.
+    fn alone(&mut self, request: Request) {
+        let status = match &request.action {
+            Action::Read { .. } | Action::Write { .. } => return self.one_by_one(request),
+            Action::Flush => match &mut self.ring {
+                Some(ring) if !self.shared.disk.is_read_only() => {
+                    let slices = self.memory.slices();
+                    if let Err(error) = ring.push(Operation::Flush, slices, Flight::Flush(request)) {
+                        self.shared.tell(format_args!("a flush of the disk cannot be started: {error}"));
+                    }
+                    return;
+                }
+                _ => self.retrying("flush", |work| work.shared.disk.flush()),
+            },
+            Action::Identify => {
+                let name = &self.shared.name[..(request.room as usize).min(self.shared.name.len())];
+                return match request.chain.write(&self.memory, 0, name) {
+                    Ok(written) => self.finish(request, status::OK, written as u64),
+                    Err(error) => self.queue.fail(format_args!("the driver gave {error}")),
+                };
+            }
+            Action::Discard(ranges) => self.retrying("discard", |work| {
+                ranges.iter().try_for_each(|range| work.shared.disk.discard(range.offset, range.len))
+            }),
+            Action::WriteZeroes(ranges) => self.retrying("write of zeros", |work| {
+                ranges.iter().try_for_each(|range| {
+                    work.shared.disk.write_zeroes(range.offset, range.len, range.unmap)
+                })?;
+                work.settle()
+            }),
+            Action::Refuse(status) => *status,
+        };
+        self.finish(request, status, 0);
+    }
+
+    /// A transfer by itself, on this thread, and tried again while the host has no space.
+    fn one_by_one(&mut self, request: Request) {
+        let done = match request.action {
+            Action::Read { offset } => {
+                let status = self.retrying("read", |work| work.read(&request, offset));
+                (status, if status == status::OK { request.len } else { 0 })
+            }
+            Action::Write { offset } => {
+                (self.retrying("write", |work| work.write(&request, offset).and_then(|()| work.settle())), 0)
+            }
+            _ => (status::UNSUPPORTED, 0),
+        };
+        self.finish(request, done.0, done.1);
+    }
+
+    fn read(&mut self, request: &Request, offset: u64) -> io::Result<()> {
+        if self.place(request).is_some()
+            && let Some(direct) = self.shared.disk.direct()
+        {
+            let slices = std::mem::replace(&mut self.slices, self.memory.slices());
+            return slices.read_exact_at(direct.file.as_fd(), offset);
+        }
+        self.in_parts(request.len, |work, at, part| {
+            work.shared.disk.read(offset + at, part)?;
+            request.chain.write(&work.memory, at, part).map_err(io::Error::other)
+        })
+    }
+
+    fn write(&mut self, request: &Request, offset: u64) -> io::Result<()> {
+        if self.place(request).is_some()
+            && let Some(direct) = self.shared.disk.direct()
+        {
+            let slices = std::mem::replace(&mut self.slices, self.memory.slices());
+            return slices.write_all_at(direct.file.as_fd(), offset);
+        }
+        self.in_parts(request.len, |work, at, part| {
+            request.chain.read(&work.memory, HEADER as u64 + at, part).map_err(io::Error::other)?;
+            work.shared.disk.write(offset + at, part).map(|()| 0)
+        })
+    }
+
+    /// Goes through so many bytes by means of the buffer.
+    fn in_parts(
+        &mut self,
+        len: u64,
+        mut action: impl FnMut(&mut Self, u64, &mut [u8]) -> io::Result<usize>,
+    ) -> io::Result<()> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize(CHUNK, 0);
+        let mut at = 0;
+        let mut result = Ok(0);
+        while at < len && result.is_ok() {
+            let part = (len - at).min(CHUNK as u64);
+            result = action(self, at, &mut buffer[..part as usize]);
+            at += part;
+        }
+        self.buffer = buffer;
+        result.map(|_| ())
+    }
+
+    /// What was written is durable, where the driver wants that of each write.
+    fn settle(&self) -> io::Result<()> {
+        match self.shared.write_through.load(Ordering::SeqCst) {
+            true => self.shared.disk.flush(),
+            false => Ok(()),
+        }
+    }
+
+    /// Does something, again and again while the host has no space; its status.
+    fn retrying(&mut self, what: &str, mut action: impl FnMut(&mut Self) -> io::Result<()>) -> u8 {
+        let mut waited = None;
+        loop {
+            let result = action(self);
+            let full = result.as_ref().err().is_some_and(is_full);
+            if !full || !self.may_wait || self.bell.is_stopped() {
+                if let (Some(since), true) = (waited, result.is_ok()) {
+                    let since: Instant = since;
+                    let label = &self.shared.label;
+                    log::warn!("virtio-blk: the disk {label} goes on after {} s", since.elapsed().as_secs());
+                }
+                return self.shared.outcome(result, what);
+            }
+            if waited.is_none() {
+                waited = Some(Instant::now());
+                let (label, error) = (&self.shared.label, result.err().map(|error| error.to_string()));
+                log::error!(
+                    "virtio-blk: the host has no space for a {what} of the disk {label} ({}); the guest waits for the disk, \
+                     and goes on by itself as soon as there is space",
+                    error.unwrap_or_default()
+                );
+                self.publish();
+            }
+            self.bell.pause(RETRY);
+        }
+    }
+
+    /// Takes what the ring has completed.
+    fn reap(&mut self) {
+        let Some(mut ring) = self.ring.take() else { return };
+        let mut wrote = false;
+        let mut again = Vec::new();
+        let mut ready = Vec::new();
+        ring.reap(|slices, flight, result| match flight {
+            Flight::Group { write, requests } => {
+                if result.as_ref().is_ok_and(|&moved| moved == slices.len()) {
+                    wrote |= write;
+                    if !write {
+                        slices.mark_written(slices.len());
+                    }
+                    ready.extend(requests);
+                } else {
+                    again.extend(requests);
+                }
+            }
+            Flight::Flush(request) => match result {
+                Ok(_) => ready.push(request),
+                Err(_) => again.push(request),
+            },
+        });
+        if wrote && self.shared.write_through.load(Ordering::SeqCst) {
+            // Each write is done again where the flush fails: that tells which error it is.
+            if self.shared.disk.flush().is_err() {
+                again.append(&mut ready);
+            }
+        }
+        for request in ready {
+            let data = if matches!(request.action, Action::Read { .. }) { request.len } else { 0 };
+            self.finish(request, status::OK, data);
+        }
+        for request in again {
+            // By itself, so that its status is its own.
+            match request.action {
+                Action::Flush => {
+                    let status = self.retrying("flush", |work| work.shared.disk.flush());
+                    self.finish(request, status, 0);
+                }
+                _ => self.one_by_one(request),
+            }
+        }
+        self.ring = Some(ring);
+    }
+
+    fn finish(&mut self, request: Request, status: u8, data: u64) {
+        match request.finish(&self.memory, status, data) {
+            Ok(written) => self.done.push((request.chain, written)),
+            Err(error) => self.queue.fail(format_args!("the driver gave {error}")),
+        }
+    }
+
+    /// Gives the driver what is completed.
+    fn publish(&mut self) {
+        if self.done.is_empty() {
+            return;
+        }
+        let done = &mut self.done;
+        let published = self.queue.with(|queue| queue.complete_all(done.drain(..)));
+        if published.is_none() {
+            self.done.clear();
+        }
+    }
+}
+
+/// Whether the host has no space, or lets this process have none.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG))
+}
