@@ -303,14 +303,16 @@ pub struct RunArgs {
     /// Do not boot the system that a disk has: a shell beside it, to repair it
     #[arg(long, conflicts_with_all = ["kernel", "firmware"], help_heading = "Guest")]
     pub rescue: bool,
-    /// Share a folder of the host: DIR[,tag=TAG][,readonly=on][,as=fs|9p][,cache=auto|always|none]; may be given often
+    /// Share a folder of the host: DIR[,tag=TAG][,readonly=on][,as=fs|9p][,cache=auto|always|none][,ids=mapped|kept];
+    /// may be given often
     ///
     /// The default guests mount it at /mnt/TAG; another Linux does with `mount -t virtiofs TAG /mnt`, or for as=9p with
     /// `mount -t 9p -o trans=virtio,version=9p2000.L TAG /mnt`. The tag is `share`, then `share2` …, where none is given.
     /// The guest cannot leave the folder: symbolic links lead where they point in the guest. Its root has the files of
     /// the user that Ringside runs as. Owners, set-user-id bits and devices that it makes are kept in the extended
     /// attribute user.ringside.owner, never on the host's files themselves; where Ringside runs as root, owners are the
-    /// host's. With cache=auto, changes on the host are seen within a second; cache=always is for folders that nobody
+    /// host's. Links, pipes and sockets can have no such attribute: they are root's whoever makes them, or with ids=kept
+    /// files on the host where they are not root's. With cache=auto, changes on the host are seen within a second; cache=always is for folders that nobody
     /// else changes.
     #[arg(long, value_name = "DIR[,tag=TAG,...]", value_parser = share_options::share, help_heading = "Machine")]
     pub share: Vec<ShareConfig>,

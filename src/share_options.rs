@@ -2,7 +2,7 @@
 
 use vmm::config::{MAX_SHARE_TAG, ShareCache, ShareConfig, ShareKind};
 
-const USAGE: &str = "DIR[,tag=TAG][,readonly=on|off][,as=fs|9p][,cache=auto|always|none]";
+const USAGE: &str = "DIR[,tag=TAG][,readonly=on|off][,as=fs|9p][,cache=auto|always|none][,ids=mapped|kept]";
 
 /// The tag of the folder that `--root` gives.
 pub const ROOT_TAG: &str = "root";
@@ -12,13 +12,17 @@ pub const ROOT_TAG: &str = "root";
 /// # Errors
 /// A message for the user.
 pub fn share(text: &str) -> Result<ShareConfig, String> {
+    options(text, false)
+}
+
+fn options(text: &str, keep_all: bool) -> Result<ShareConfig, String> {
     let mut share = ShareConfig {
         path: text.into(),
         tag: String::new(),
         read_only: false,
         kind: ShareKind::Fs,
         cache: ShareCache::Auto,
-        keep_all: false,
+        keep_all,
     };
     let mut rest = text;
     // From the end: a folder's name may have commas.
@@ -32,6 +36,11 @@ pub fn share(text: &str) -> Result<ShareConfig, String> {
             Some(("as", "9p")) => share.kind = ShareKind::P9,
             Some(("as", other)) => {
                 return Err(format!("{other:?} is no way to share a folder: fs and 9p are"));
+            }
+            Some(("ids", "mapped")) => share.keep_all = false,
+            Some(("ids", "kept")) => share.keep_all = true,
+            Some(("ids", other)) => {
+                return Err(format!("{other:?} is no way to have owners: mapped and kept are"));
             }
             Some(("cache", cache)) => share.cache = cache_mode(cache)?,
             Some((other, _)) if other.chars().all(|c| c.is_ascii_lowercase()) => {
@@ -82,9 +91,9 @@ fn checked_tag(tag: &str) -> Result<String, String> {
 /// # Errors
 /// A message for the user.
 pub fn root(text: &str) -> Result<ShareConfig, String> {
-    let share = share(text)?;
+    let share = options(text, true)?;
     match share.tag.as_str() {
-        "" => Ok(ShareConfig { tag: ROOT_TAG.to_owned(), keep_all: true, ..share }),
+        "" => Ok(ShareConfig { tag: ROOT_TAG.to_owned(), ..share }),
         _ => Err("the root folder has no tag to choose".into()),
     }
 }
@@ -140,12 +149,19 @@ mod tests {
             ("a,ro=on", "no option"),
             ("a,tag=", "empty"),
             ("a,cache=some", "no way to cache"),
+            ("a,ids=none", "mapped and kept"),
             (&long, "32 bytes: the most is 31"),
         ] {
             let error = share(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
         assert!(root("a,tag=t").is_err());
+    }
+
+    #[test]
+    fn in_a_root_folder_everything_can_belong_to_anybody() {
+        assert!(!share("a").unwrap().keep_all && share("a,ids=kept").unwrap().keep_all);
+        assert!(root("a").unwrap().keep_all && !root("a,ids=mapped").unwrap().keep_all);
     }
 
     #[test]

@@ -44,7 +44,11 @@ impl Programs {
     }
 }
 
-fn compile(name: &str, to: &Path) {
+/// Compiles `tests/guest/NAME.c` for host and guest alike.
+///
+/// # Panics
+/// Where there is no C compiler, or it cannot link statically.
+pub fn compile(name: &str, to: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest").join(name).with_extension("c");
     let options = ["-O2", "-Wall", "-static", "-pthread", "-o"];
     let output = Command::new("cc").args(options).arg(to).arg(source).output().expect("a C compiler");

@@ -4,6 +4,7 @@
 pub mod c_program;
 pub mod guest;
 pub mod trials;
+pub mod user;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

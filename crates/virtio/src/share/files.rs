@@ -113,17 +113,22 @@ impl Folder {
         let kind_on_host = u32::from(stat.stx_mode) & kind::MASK;
         let is_link = kind_on_host == kind::LINK;
         let mut shown = self.ids.natural(stat);
+        let host = self.ids.host_mode(wanted.mode, kind_on_host);
+        let mut is_set = u32::from(stat.stx_mode) & !kind::MASK == host;
         if self.ids.is_root() && (stat.stx_uid, stat.stx_gid) != (wanted.uid, wanted.gid) {
             let (uid, gid) = (Uid::from_raw(wanted.uid), Gid::from_raw(wanted.gid));
             match rustix::fs::chownat(file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH) {
-                Ok(()) => (shown.uid, shown.gid) = (wanted.uid, wanted.gid),
+                Ok(()) => {
+                    (shown.uid, shown.gid) = (wanted.uid, wanted.gid);
+                    // The host takes such bits with the owner.
+                    is_set &= host & 0o6000 == 0;
+                }
                 // A root without its powers, or with those of a user namespace, keeps owners as others do.
                 Err(Errno::PERM | Errno::INVAL) => {}
                 Err(error) => return Err(error),
             }
         }
-        let host = self.ids.host_mode(wanted.mode, kind_on_host);
-        if !is_link && u32::from(stat.stx_mode) & !kind::MASK != host {
+        if !is_link && !is_set {
             rustix::fs::chmod(&*path, host.into())?;
         }
         shown.mode = if is_link { wanted.mode } else { kind_on_host | host };

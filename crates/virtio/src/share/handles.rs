@@ -157,8 +157,8 @@ impl Folder {
             self.writable()?;
         }
         let keep = OFlags::WRONLY | OFlags::RDWR | OFlags::APPEND | OFlags::SYNC | OFlags::DSYNC;
-        let truncate = if writes { OFlags::TRUNC } else { OFlags::empty() };
-        Ok(flags & (keep | truncate))
+        // Who may write a file may truncate it while it is opened to be read.
+        Ok(flags & (keep | OFlags::TRUNC))
     }
 
     /// Refuses before anything is opened or made where too much is open.

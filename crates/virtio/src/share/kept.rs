@@ -10,13 +10,13 @@ use rustix::fs::{AtFlags, OFlags, Statx, Timespec, Timestamps};
 
 use super::names::MAX_LINK;
 use super::nodes::Identity;
-use super::ownership::{self, Caller, Ownership, kind};
+use super::ownership::{self, Ownership, kind};
 use super::{Errno, Folder, NodeId, Result, key_of, link_to, reopen, stat};
 
 impl Folder {
-    /// Whether what someone makes has to be a file on the host to be theirs.
-    pub(super) fn has_to_be_file(&self, caller: Caller) -> bool {
-        self.settings.keep_all && !self.ids.owns_what_is_made_by(caller.uid, caller.gid)
+    /// Whether a link, pipe or socket has to be a file on the host to belong to someone.
+    pub(super) fn has_to_be_file(&self, wanted: Ownership) -> bool {
+        self.settings.keep_all && !self.ids.can_give_to(wanted.uid, wanted.gid)
     }
 
     /// Makes a file that is to be something else: its contents are a link's text, or nothing.

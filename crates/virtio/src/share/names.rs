@@ -127,7 +127,7 @@ impl Folder {
                 0
             }
             kind::FIFO | kind::SOCKET => {
-                self.make_pipe(&folder, name, mode, caller)?;
+                self.make_pipe(&folder, name, self.belongs_to(parent, (mode, 0), caller)?)?;
                 0
             }
             kind::CHAR | kind::BLOCK => {
@@ -153,10 +153,10 @@ impl Folder {
     }
 
     /// Makes a pipe or a socket.
-    fn make_pipe(&self, folder: &OwnedFd, name: &[u8], mode: u32, caller: Caller) -> Result<()> {
-        if self.has_to_be_file(caller) {
-            let kept = Ownership { uid: caller.uid, gid: caller.gid, mode, rdev: 0 };
-            match self.make_kept(folder, name, b"", kept) {
+    fn make_pipe(&self, folder: &OwnedFd, name: &[u8], wanted: Ownership) -> Result<()> {
+        let mode = wanted.mode;
+        if self.has_to_be_file(wanted) {
+            match self.make_kept(folder, name, b"", wanted) {
                 Err(Errno::PERM) => {}
                 other => return other,
             }
@@ -194,9 +194,9 @@ impl Folder {
         }
         let folder = self.folder(parent)?;
         let mode = kind::LINK | 0o777;
-        let kept = Ownership { uid: caller.uid, gid: caller.gid, mode, rdev: 0 };
-        let is_kept = self.has_to_be_file(caller)
-            && match self.make_kept(&folder, name, text, kept) {
+        let wanted = self.belongs_to(parent, (mode, 0), caller)?;
+        let is_kept = self.has_to_be_file(wanted)
+            && match self.make_kept(&folder, name, text, wanted) {
                 Err(Errno::PERM) => false,
                 other => other.map(|()| true)?,
             };

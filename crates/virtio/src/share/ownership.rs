@@ -147,8 +147,8 @@ impl Ids {
         Ownership { rdev: if is_device { kept.rdev } else { natural.rdev }, ..kept }
     }
 
-    /// Whether the host has what someone in the guest makes as theirs.
-    pub(super) fn owns_what_is_made_by(self, uid: u32, gid: u32) -> bool {
+    /// Whether something on the host can belong to someone in the guest.
+    pub(super) fn can_give_to(self, uid: u32, gid: u32) -> bool {
         self.is_root() || (uid, gid) == (0, 0)
     }
 
@@ -158,13 +158,13 @@ impl Ids {
         if kind_on_host == kind::FILE && mode & kind::MASK != kind::FILE {
             return 0o600;
         }
-        let keep = if mode & kind::MASK == kind::FOLDER { 0o777 | STICKY } else { 0o777 };
-        let own = match mode & kind::MASK {
-            _ if self.is_root() => 0,
-            kind::FOLDER => 0o700,
-            _ => 0o600,
-        };
-        mode & keep | own
+        let own = |own| if self.is_root() { 0 } else { own };
+        match mode & kind::MASK {
+            kind::FOLDER => mode & (0o777 | STICKY) | own(0o700),
+            kind::FILE => mode & 0o777 | own(0o600),
+            // What is not opened by Ringside, nor run.
+            _ => mode & 0o7777,
+        }
     }
 }
 

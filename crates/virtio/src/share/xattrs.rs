@@ -28,7 +28,7 @@ impl Folder {
     /// # Errors
     /// The host's; `ENODATA` where there is none.
     pub fn attribute(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        let (file, name) = (self.attributed(node, Errno::NODATA)?, host_name(name)?);
+        let (name, file) = (host_name(name)?, self.attributed(node, Errno::NODATA)?);
         let path = link_to(file.as_fd());
         let mut value = Vec::with_capacity(256);
         loop {
@@ -49,7 +49,7 @@ impl Folder {
         if value.len() > MAX_VALUE {
             return Err(Errno::TOOBIG);
         }
-        let (file, name) = (self.attributed(node, Errno::PERM)?, host_name(name)?);
+        let (name, file) = (host_name(name)?, self.attributed(node, Errno::PERM)?);
         rustix::fs::setxattr(link_to(file.as_fd()), &*name, value, flags)
     }
 
@@ -59,7 +59,7 @@ impl Folder {
     /// The host's; `ENODATA` where there is none.
     pub fn remove_attribute(&self, node: NodeId, name: &[u8]) -> Result<()> {
         self.writable()?;
-        let (file, name) = (self.attributed(node, Errno::NODATA)?, host_name(name)?);
+        let (name, file) = (host_name(name)?, self.attributed(node, Errno::NODATA)?);
         rustix::fs::removexattr(link_to(file.as_fd()), &*name)
     }
 
