@@ -11,7 +11,7 @@ use clap::{ArgAction, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, 
 use ringside::guest::root_disk;
 use vmm::config::{
     BalloonConfig, DiskConfig, FwCfgFile, FwCfgSource, GUEST_CIDS, MAX_CPUS, MAX_MEMORY, MIN_MEMORY,
-    ModuleConfig, PortConfig, ShareConfig, VIRTIO_FEATURES, VsockConfig,
+    ModuleConfig, PmemConfig, PortConfig, ShareConfig, VIRTIO_FEATURES, VsockConfig,
 };
 
 use crate::device_options;
@@ -289,6 +289,16 @@ pub struct RunArgs {
     /// without its services.
     #[arg(long, value_name = "FILE,...", value_parser = disk_options::disk, help_heading = "Machine")]
     pub disk: Vec<DiskConfig>,
+    /// A file as persistent memory: FILE or path=FILE, and options behind commas, such as readonly=on
+    ///
+    /// May be given more than once. The guest reads, writes and executes the file's bytes as memory, at /dev/pmem0 and so
+    /// on in Linux (virtio_pmem), with `mount -o dax` without a page cache of its own; what it flushes is durable. The
+    /// options: size=SIZE (the file is made, or made larger, to that multiple of 2M), readonly=on|off (what the guest
+    /// writes is discarded, and its flushes then fail; mount read-only), snapshot=on|off (what is written is forgotten at
+    /// the end). A file of another size than a multiple of 2M is made larger while the machine runs, and gets its size
+    /// back at the end if only zeros are there. A comma in FILE is written twice.
+    #[arg(long, value_name = "FILE,...", value_parser = disk_options::pmem, help_heading = "Machine")]
+    pub pmem: Vec<PmemConfig>,
     /// How virtio devices are reached
     ///
     /// With `mmio` they are in memory, and ACPI tells of them; where the kernel's command line has acpi=off, it is

@@ -44,6 +44,11 @@ impl Present {
         state.controls = Some(controls);
     }
 
+    /// The machine does not run any more.
+    pub fn forget(&self) {
+        self.lock().controls = None;
+    }
+
     /// What asked for the end, if anything has.
     pub fn stopped(&self) -> Option<StopReason> {
         self.lock().stopped

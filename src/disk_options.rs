@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use disk::{Cache, Format};
-use vmm::config::{DiskConfig, Limits};
+use vmm::config::{DiskConfig, Limits, PMEM_UNIT, PmemConfig};
 
 use crate::size;
 
@@ -204,6 +204,43 @@ pub fn disk(text: &str) -> Result<DiskConfig, String> {
     Ok(DiskConfig { image, serial, limits })
 }
 
+/// Reads the value of `--pmem`.
+pub fn pmem(text: &str) -> Result<PmemConfig, String> {
+    let mut pmem = PmemConfig::default();
+    for (index, option) in split(text).iter().enumerate() {
+        match option.split_once('=') {
+            Some(("path", path)) => pmem.path = path.into(),
+            Some(("size", size)) => pmem.size = Some(pmem_size(size)?),
+            Some(("readonly", value)) => pmem.read_only = switch("readonly", value)?,
+            Some(("snapshot", value)) => pmem.snapshot = switch("snapshot", value)?,
+            _ if index == 0 => pmem.path = option.into(),
+            _ => {
+                return Err(format!(
+                    "{option:?} is no option of persistent memory: size=, readonly=, snapshot="
+                ));
+            }
+        }
+    }
+    if pmem.path.as_os_str().is_empty() {
+        return Err("persistent memory needs a file: path=FILE".into());
+    }
+    if pmem.read_only && pmem.snapshot {
+        return Err("persistent memory that is read-only needs no snapshot".into());
+    }
+    if pmem.size.is_some() && (pmem.read_only || pmem.snapshot) {
+        return Err("size= is for a file that is written: leave readonly= and snapshot= out".into());
+    }
+    Ok(pmem)
+}
+
+fn pmem_size(text: &str) -> Result<u64, String> {
+    match size::parse(text)? {
+        0 => Err("persistent memory has at least 2M".into()),
+        bytes if bytes % PMEM_UNIT != 0 => Err("persistent memory has a multiple of 2M".into()),
+        bytes => Ok(bytes),
+    }
+}
+
 /// Something a second.
 fn rate(name: &str, value: &str) -> Result<u64, String> {
     match size::parse(value)? {
@@ -245,6 +282,28 @@ mod tests {
         let limits = disk("b,iops=1000,bps=1M").unwrap().limits;
         assert_eq!(limits, Limits { iops: Some(1000), bps: Some(1 << 20) });
         assert!(disk("b,readonly=on").unwrap().image.read_only);
+    }
+
+    #[test]
+    fn persistent_memory_has_a_file_and_options() {
+        let plain = PmemConfig { path: "a,b".into(), ..PmemConfig::default() };
+        assert_eq!(pmem("a,,b"), Ok(plain.clone()));
+        assert_eq!(pmem("path=a,,b,size=4M").unwrap(), PmemConfig { size: Some(4 << 20), ..plain.clone() });
+        assert_eq!(pmem("a,,b,readonly=on").unwrap(), PmemConfig { read_only: true, ..plain.clone() });
+        assert_eq!(pmem("a,,b,snapshot=on").unwrap(), PmemConfig { snapshot: true, ..plain });
+        for (bad, why) in [
+            ("", "path=FILE"),
+            ("size=4M", "path=FILE"),
+            ("a,size=3M", "multiple of 2M"),
+            ("a,size=0", "at least 2M"),
+            ("a,readonly=1", "on or off"),
+            ("a,format=raw", "format=raw"),
+            ("a,readonly=on,snapshot=on", "no snapshot"),
+            ("a,size=2M,readonly=on", "leave readonly="),
+        ] {
+            let refused = pmem(bad).unwrap_err();
+            assert!(refused.contains(why), "{bad}: {refused}");
+        }
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub fn run(args: &RunArgs, started: Instant) -> anyhow::Result<u8> {
         let raw =
             if terminal { RawMode::enter(io::stdin()).context("cannot set up the terminal")? } else { None };
         let summary = machine.run()?;
+        // What it has open is to be closed before the next one opens it.
+        present.forget();
         drop(raw);
         if !(args.reboot && summary.outcome.is_reset()) {
             break summary;
@@ -112,6 +114,7 @@ fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
         transport: args.transport.into(),
         virtio_withheld: args.withheld_features(),
         disks: args.disk.clone(),
+        pmem: args.pmem.clone(),
         shares: share_options::with_tags(args.root.as_ref(), &args.share),
         rng: args.rng,
         console: (args.console == Console::Virtio).then(terminal::size),

@@ -12,15 +12,16 @@ use rustix::process::{Pid, Signal, kill_process};
 /// Runs 32-bit code until it has started three times, then ends the run.
 fn starts_again_and_again(code: &[u8], why: &str) {
     let kernel = KernelFile::with_code(code);
+    let file = kernel.folder().join("disk.img");
+    std::fs::write(&file, [0; 4096]).expect("a file");
+    let memory = kernel.folder().join("memory.img");
     let mut command = ringside();
     command
         .args(["-v", "run", "--engine", "soft", "--memory", "16M", "--reboot", "--exits", "off", "--kernel"]);
-    let mut child = command
-        .arg(kernel.path())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("ringside starts");
+    command.arg(kernel.path());
+    // Each machine opens its files for itself.
+    command.arg("--disk").arg(&file).arg(format!("--pmem=path={},size=2M", memory.display()));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("ringside starts");
     let stderr = BufReader::new(child.stderr.take().expect("piped"));
     let mut restarts = stderr.lines().map_while(Result::ok).filter(|line| line.contains("starting again"));
     for _ in 0..3 {

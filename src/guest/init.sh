@@ -26,7 +26,11 @@ coldplug() {
 }
 coldplug pci
 coldplug acpi
-[ -z "$found" ] || { coldplug virtio; coldplug nd; }
+# Persistent memory is found in the background, before its driver is loaded and after.
+settle() {
+    for file in /sys/bus/nd/devices/*/wait_probe; do read -r alias < "$file"; done 2> /dev/null
+}
+[ -z "$found" ] || { coldplug virtio; settle; coldplug nd; settle; }
 ip link set lo up
 
 # Mounts a folder of the host: its tag, its type, ro or rw, where to.

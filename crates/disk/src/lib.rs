@@ -33,7 +33,7 @@ pub use convert::{Conversion, convert};
 pub use create::{Creation, create, resize};
 pub use error::{Error, Name, Reason};
 pub use info::{Info, Layer, info};
-pub use open::{Cache, Format, Options, open};
+pub use open::{Cache, Format, Options, PlainFile, open, open_plain};
 
 /// Bytes of a sector: every disk has a multiple of them.
 pub const SECTOR: u64 = 512;

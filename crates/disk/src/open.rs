@@ -123,6 +123,31 @@ pub fn open(options: &Options) -> Result<Box<dyn Disk>, Error> {
     })
 }
 
+/// A file that is used as it is, byte for byte.
+#[derive(Debug)]
+pub struct PlainFile {
+    /// The file, which is locked until it is closed.
+    pub file: File,
+    /// Its bytes.
+    pub len: u64,
+    /// Whether it is a block device, which has the size that it has.
+    pub is_device: bool,
+}
+
+/// Opens a file for what is no disk and takes it for itself as one: several readers, or one writer. It may be empty.
+///
+/// # Errors
+/// What kind of file it is instead, who has it, or the host's.
+pub fn open_plain(path: &Path, write: bool) -> Result<PlainFile, Error> {
+    let open = || {
+        let (file, metadata) = open_file(path, write)?;
+        lock(&file, write)?;
+        let len = file_size(&file, &file.metadata()?)?;
+        Ok(PlainFile { file, len, is_device: metadata.file_type().is_block_device() })
+    };
+    open().map_err(|reason: Reason| reason.at(path))
+}
+
 /// The same file once more, without locks of its own: those of the first end with that.
 fn open_again(file: &File) -> io::Result<File> {
     File::options().read(true).write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()))

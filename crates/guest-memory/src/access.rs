@@ -2,6 +2,8 @@
 #![allow(unsafe_code)] // The mapping and the accesses to it.
 
 use core::arch::asm;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 use vm_memory::{MmapRegion, mmap::MmapRegionBuilder};
@@ -137,6 +139,26 @@ impl Mapping {
                 Ok(Self { start: at, len })
             }
             _ => Err(MemoryError::Map { bytes: len, source: std::io::Error::last_os_error() }),
+        }
+    }
+
+    /// Puts the first `len` bytes of a file in the place of zeroed pages: what is stored there goes into the file, or
+    /// stays in memory.
+    pub(crate) fn map_file(
+        &self,
+        offset: Offset,
+        len: u64,
+        (file, shared): (&File, bool),
+    ) -> Result<(), MemoryError> {
+        let at = self.at(offset, len);
+        let flags = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE | libc::MAP_NORESERVE };
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = file.as_raw_fd();
+        // SAFETY: `at` checked the range, which nobody has used yet; the file's pages are accessed as all others are.
+        let mapped = unsafe { libc::mmap(at.cast(), len as usize, prot, flags | libc::MAP_FIXED, fd, 0) };
+        match mapped {
+            libc::MAP_FAILED => Err(MemoryError::File(std::io::Error::last_os_error())),
+            _ => Ok(()),
         }
     }
 

@@ -6,8 +6,13 @@
 //!
 //! Guest memory is never a `&[u8]`: the guest, its devices and other vCPUs change it at any time. Every access is a
 //! single machine instruction of its width (so that the host's memory model is the guest's), or a volatile copy.
+//!
+//! A file of the host can be memory too ([`FileRegion`]): it lies in the same mapping behind the RAM, so that whoever
+//! reaches memory reaches it without knowing. What becomes of an access that its file cannot answer, [`FileState`] says.
 
 mod access;
+mod bus_error;
+mod files;
 mod marks;
 mod scatter;
 mod shadow;
@@ -17,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use access::Scalar;
+pub use files::{FileRegion, FileState};
 pub use marks::{PageMarks, PageTracker};
 pub use scatter::{HostSlice, HostSlices};
 use shadow::Shadow;
@@ -61,6 +67,9 @@ pub enum MemoryError {
         /// Bytes.
         len: u64,
     },
+    /// A file that cannot be mapped.
+    #[error("the host cannot map it into memory: {0}")]
+    File(std::io::Error),
     /// An access outside the RAM.
     #[error("no RAM at guest-physical address {0:#x}")]
     NoRam(u64),
@@ -71,6 +80,8 @@ pub enum MemoryError {
 struct Placed {
     region: Region,
     offset: Offset,
+    /// Whether a file is behind it.
+    of_file: bool,
 }
 
 /// What a guest-physical address is.
@@ -85,6 +96,8 @@ pub struct Location {
 /// The bytes and the marks; every region of [`GuestMemory::vm`] keeps them alive.
 #[derive(Debug)]
 pub(crate) struct Ram {
+    /// Before the mapping: the signal handler is to forget them first.
+    files: files::Files,
     mapping: access::Mapping,
     marks: PageMarks,
     bus_locked: AtomicBool,
@@ -115,10 +128,28 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::BadRegion`] for regions that are not ascending pages, [`MemoryError::Map`] where the host refuses.
     pub fn new(regions: &[Region]) -> Result<Self, MemoryError> {
-        let placed = place(regions)?;
+        Self::with_files(regions, &[])
+    }
+
+    /// The same with files as memory; they come after the regions, in ascending order too.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`MemoryError::File`] for a file that the host does not map.
+    pub fn with_files(regions: &[Region], files: &[FileRegion]) -> Result<Self, MemoryError> {
+        let all: Vec<_> = regions.iter().copied().chain(files.iter().map(|file| file.region)).collect();
+        let mut placed = place(&all)?;
+        placed[regions.len()..].iter_mut().for_each(|p| p.of_file = true);
+        Self::map(&placed, files)
+    }
+
+    /// Maps memory for what was placed; where there is no file for one of the last, it is RAM of zeros.
+    fn map(placed: &[Placed], files: &[FileRegion]) -> Result<Self, MemoryError> {
         let total = placed.last().map_or(0, |p| p.offset + p.region.len);
+        let mapping = access::Mapping::anonymous(total)?;
+        let offsets = placed.iter().filter(|p| p.of_file).map(|p| p.offset);
         let ram = Arc::new(Ram {
-            mapping: access::Mapping::anonymous(total)?,
+            files: files::Files::map(&mapping, offsets.zip(files))?,
+            mapping,
             marks: PageMarks::new(total / PAGE_SIZE).ok_or_else(|| MemoryError::Map {
                 bytes: total,
                 source: std::io::ErrorKind::OutOfMemory.into(),
@@ -141,9 +172,13 @@ impl GuestMemory {
     /// The same with shadow RAM: the two ranges of `area` are regions.
     ///
     /// # Errors
-    /// As [`Self::new`]; [`MemoryError::BadRegion`] also where one of the ranges is no region.
-    pub fn with_shadow(regions: &[Region], area: ShadowArea) -> Result<Self, MemoryError> {
-        let mut memory = Self::new(regions)?;
+    /// As [`Self::with_files`]; [`MemoryError::BadRegion`] also where one of the ranges is no region.
+    pub fn with_shadow(
+        regions: &[Region],
+        files: &[FileRegion],
+        area: ShadowArea,
+    ) -> Result<Self, MemoryError> {
+        let mut memory = Self::with_files(regions, files)?;
         let place = |range: &std::ops::Range<u64>| {
             let len = range.end.wrapping_sub(range.start);
             let found = memory.regions.iter().find(|p| p.region.start == range.start && p.region.len == len);
@@ -177,12 +212,22 @@ impl GuestMemory {
         &self.vm
     }
 
-    /// The regions, in ascending order.
+    /// The regions of RAM and ROM, in ascending order.
     pub fn regions(&self) -> impl Iterator<Item = Region> + '_ {
+        self.regions.iter().filter(|p| !p.of_file).map(|p| p.region)
+    }
+
+    /// The same, and behind them those with files behind them: all that is memory.
+    pub fn all_regions(&self) -> impl Iterator<Item = Region> + '_ {
         self.regions.iter().map(|p| p.region)
     }
 
-    /// Bytes of RAM in all.
+    /// Bytes of RAM and ROM, without what files are behind.
+    pub fn ram_len(&self) -> u64 {
+        self.regions().map(|region| region.len).sum()
+    }
+
+    /// Bytes of memory in all.
     pub fn len(&self) -> u64 {
         self.ram.mapping.len()
     }
@@ -319,7 +364,8 @@ impl GuestMemory {
         let whole = address.is_multiple_of(PAGE_SIZE) && len.is_multiple_of(PAGE_SIZE);
         let within = |p: &&Placed| {
             let start = address.wrapping_sub(p.region.start);
-            !p.region.read_only && start < p.region.len && len <= p.region.len - start
+            let is_ram = !p.region.read_only && !p.of_file;
+            is_ram && start < p.region.len && len <= p.region.len - start
         };
         let Some(placed) = self.regions.iter().find(within).filter(|_| whole) else { return Err(refused) };
         let offset = placed.offset + (address - placed.region.start);
@@ -337,7 +383,7 @@ impl GuestMemory {
 
 impl std::fmt::Debug for GuestMemory {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.regions()).finish()
+        f.debug_list().entries(self.all_regions()).finish()
     }
 }
 
@@ -351,7 +397,7 @@ fn place(regions: &[Region]) -> Result<Vec<Placed>, MemoryError> {
         if len == 0 || start % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 || start < free_from {
             return Err(MemoryError::BadRegion { start, len });
         }
-        placed.push(Placed { region, offset });
+        placed.push(Placed { region, offset, of_file: false });
         offset += len;
         free_from = end;
     }
@@ -447,7 +493,7 @@ mod tests {
         let area = ShadowArea { ram: 0xc_0000..0x10_0000, rom: 0xfffc_0000..0x1_0000_0000, shown: 0x2_0000 };
         let regions =
             [region(0..0xa_0000, false), region(area.ram.clone(), true), region(area.rom.clone(), true)];
-        let memory = GuestMemory::with_shadow(&regions, area.clone()).unwrap();
+        let memory = GuestMemory::with_shadow(&regions, &[], area.clone()).unwrap();
         let rom = |address: u64| memory.locate(address).unwrap();
         assert_eq!(memory.locate(0xd_ffff), None, "no ROM shows there");
         assert_eq!(memory.locate(0xe_0000), Some(rom(0xfffe_0000)));
@@ -464,7 +510,7 @@ mod tests {
         memory.set_shadowing(0xc_0000..0x10_0000, Shadowing { read: false, write: false });
         assert_eq!(memory.locate(0xf_0010), Some(rom(0xffff_0010)));
         let missing = ShadowArea { rom: 0..0x1000, ..area };
-        assert!(GuestMemory::with_shadow(&regions, missing).is_err());
+        assert!(GuestMemory::with_shadow(&regions, &[], missing).is_err());
     }
 
     #[test]

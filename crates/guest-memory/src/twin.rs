@@ -1,15 +1,14 @@
 //! A second RAM of the same layout, for running a guest twice and comparing.
 
-use crate::{GuestMemory, MemoryError, Offset, PAGE_SIZE, Region};
+use crate::{GuestMemory, MemoryError, Offset, PAGE_SIZE};
 
 impl GuestMemory {
-    /// Zeroed RAM of its own with the same regions. What is set of the layout later holds for both.
+    /// Zeroed RAM of its own with the same regions, those of files too. What is set of the layout later holds for both.
     ///
     /// # Errors
     /// [`MemoryError::Map`] where the host refuses.
     pub fn twin(&self) -> Result<Self, MemoryError> {
-        let regions: Vec<Region> = self.regions().collect();
-        let mut twin = Self::new(&regions)?;
+        let mut twin = Self::map(&self.regions, &[])?;
         twin.shadow = self.shadow.clone();
         Ok(twin)
     }
@@ -47,6 +46,7 @@ impl GuestMemory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Region;
 
     #[test]
     fn a_twin_is_the_same_until_one_of_them_is_written() {

@@ -169,7 +169,7 @@ fn routes() -> Vec<kvm_irq_routing_entry> {
 /// One slot for each region. Where KVM has no read-only slots such a region has none: its reads would miss.
 fn map_memory(vm: &VmFd, memory: &GuestMemory) -> Result<(), EngineError> {
     let shadow = memory.shadow_area();
-    for (slot, region) in (0..).zip(memory.regions()) {
+    for (slot, region) in (0..).zip(memory.all_regions()) {
         if shadow.as_ref().is_some_and(|area| area.start == region.start) {
             continue;
         }

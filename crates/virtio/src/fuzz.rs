@@ -201,7 +201,9 @@ mod tests {
     use crate::balloon::{Balloon, BalloonOptions};
     use crate::block::{Block, BlockOptions, Limits};
     use crate::console::{Console, PortKind};
+    use crate::pmem::{Pmem, PmemOptions};
     use crate::rng::Rng;
+    use crate::vsock::Vsock;
 
     #[test]
     fn the_entropy_device_survives_random_drivers() {
@@ -212,6 +214,34 @@ mod tests {
     fn the_balloon_survives_random_drivers() {
         let options = BalloonOptions { size: 1 << 20, deflate_on_oom: true, free_page_reporting: true };
         exercise(|| Box::new(Balloon::new(options).0));
+    }
+
+    #[test]
+    fn persistent_memory_survives_random_drivers() {
+        let flushes = std::sync::atomic::AtomicU32::new(0);
+        let flushes = Arc::new(flushes);
+        exercise(|| {
+            let flushes = flushes.clone();
+            let sync = move || match flushes.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 8 {
+                7 => Err(std::io::Error::other("now and then")),
+                _ => Ok(()),
+            };
+            let (range, label) = (ROM..ROM + 0x1000, "a file".to_owned());
+            Box::new(Pmem::new(PmemOptions { range, read_only: true, label, sync: Box::new(sync) }))
+        });
+        assert!(flushes.load(std::sync::atomic::Ordering::Relaxed) > 0, "no request was a flush");
+    }
+
+    #[test]
+    fn the_socket_device_survives_random_drivers() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = std::cell::Cell::new(0);
+        exercise(|| {
+            made.set(made.get() + 1);
+            let path = folder.path().join(made.get().to_string());
+            let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            Box::new(Vsock::new(3, listener, &path).unwrap())
+        });
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod fuzz;
 mod handle;
 pub mod memory;
 pub mod p9;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod share;

@@ -8,6 +8,7 @@ use devices::fw_cfg::MAX_NAME;
 use crate::boot::Protocol;
 use crate::layout::{self, LayoutError};
 pub use crate::layout::{MAX_MEMORY, MIN_MEMORY};
+pub use crate::pmem::{MAX_PMEM, PMEM_UNIT, PmemConfig};
 pub use crate::shares::{MAX_TAG as MAX_SHARE_TAG, ShareCache, ShareConfig, ShareKind};
 pub use virtio::balloon::BalloonOptions;
 pub use virtio::block::Limits;
@@ -41,6 +42,8 @@ pub struct MachineConfig {
     pub virtio_withheld: u64,
     /// Disks, in their order.
     pub disks: Vec<DiskConfig>,
+    /// Files that are memory of the guest, in their order.
+    pub pmem: Vec<PmemConfig>,
     /// Folders of the host.
     pub shares: Vec<ShareConfig>,
     /// Whether the guest gets random bytes from the host.
@@ -246,6 +249,12 @@ pub enum ConfigError {
     /// The same tag twice.
     #[error("two shares have the tag {0:?}")]
     ShareTwice(String),
+    /// More persistent memories than a machine has.
+    #[error("{0} files for persistent memory: a machine has at most {MAX_PMEM}")]
+    PmemCount(usize),
+    /// A size that persistent memory cannot have.
+    #[error("persistent memory has a multiple of {PMEM_UNIT} bytes (2M), not {0}")]
+    PmemSize(u64),
     /// More ports than a console has.
     #[error("a console with {0} ports: it has at most {max}, the terminal included", max = virtio::console::MAX_PORTS)]
     Ports(usize),
@@ -278,6 +287,7 @@ impl MachineConfig {
             transport: Transport::default(),
             virtio_withheld: 0,
             disks: Vec::new(),
+            pmem: Vec::new(),
             shares: Vec::new(),
             rng: false,
             console: None,
@@ -308,6 +318,7 @@ impl MachineConfig {
             return Err(ConfigError::LockstepEngine);
         }
         self.check_fw_cfg()?;
+        crate::pmem::check(&self.pmem)?;
         crate::shares::check(&self.shares)?;
         self.check_virtio()?;
         let nul = match &self.boot {

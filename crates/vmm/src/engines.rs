@@ -171,6 +171,14 @@ impl Engine {
     }
 }
 
+/// Bits of a guest-physical address.
+///
+/// # Errors
+/// [`BuildError::CpuModel`].
+pub fn physical_bits(config: &MachineConfig) -> Result<u32, BuildError> {
+    Ok(model(config)?.physical_bits())
+}
+
 fn model(config: &MachineConfig) -> Result<CpuModel, BuildError> {
     CpuModel::parse(&config.cpu, config.cpus).map_err(|error| BuildError::CpuModel(error.to_string()))
 }

@@ -24,7 +24,31 @@ pub enum BuildError {
     Firmware(#[from] FirmwareError),
     /// An image that cannot be a disk.
     #[error("{} is no disk: {}", disk::Name(&.0.path), .0.reason)]
-    Disk(#[from] disk::Error),
+    Disk(disk::Error),
+    /// A file that cannot be persistent memory.
+    #[error("{} cannot be persistent memory: {reason}", disk::Name(path))]
+    Pmem {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// More persistent memory than there are addresses for.
+    #[error(
+        "there is no room for {} as persistent memory: it takes {size} bytes from {start:#x} on, and the processor's \
+         addresses end at {limit:#x}",
+        disk::Name(path)
+    )]
+    PmemRoom {
+        /// The file.
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+        /// First guest-physical address that is free.
+        start: u64,
+        /// Where addresses end.
+        limit: u64,
+    },
     /// What cannot be a shared folder.
     #[error("{} cannot be shared: {reason}", path.display())]
     Share {
@@ -83,4 +107,11 @@ pub enum BuildError {
     /// A system call failed.
     #[error("the host gives no thread: {0}")]
     Host(#[from] std::io::Error),
+}
+
+impl From<disk::Error> for BuildError {
+    fn from(error: disk::Error) -> Self {
+        // Not as a cause: all of it is in the message.
+        Self::Disk(error)
+    }
 }

@@ -20,6 +20,8 @@ const MEMORY_MAP: &str = "etc/e820";
 const SERIAL_CONSOLE: &str = "etc/sercon-port";
 /// How long firmware offers its boot menu, in milliseconds.
 const BOOT_MENU_WAIT: &str = "etc/boot-menu-wait";
+/// From where on firmware may put devices above 4 GiB.
+const ADDRESSES_END: &str = "etc/reserved-memory-end";
 /// The most bytes of a file that comes from the host.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -71,6 +73,9 @@ fn for_firmware(
         file(SERIAL_CONSOLE, (serial::COM1_BASE as u16).to_le_bytes().into()),
         file(BOOT_MENU_WAIT, wait(firmware.boot_menu).to_le_bytes().into()),
     ];
+    if let Some(last) = memory.all_regions().last().filter(|&last| memory.regions().last() != Some(last)) {
+        files.push(file(ADDRESSES_END, (last.start + last.len).to_le_bytes().into()));
+    }
     files.extend(acpi_tables::loader_files(acpi)?);
     files.extend(smbios::files(config.cpus, config.memory));
     Ok(files)

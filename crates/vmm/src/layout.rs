@@ -10,7 +10,8 @@
 //! 0xe000_0000  PCI configuration space (ECAM), reserved even where it is off
 //! 0xf000_0000  more of the 32-bit PCI window
 //! 0xfec0_0000  I/O APIC; 0xfec1_0000 virtio devices in memory; 0xfed0_0000 HPET; 0xfee0_0000 local APIC
-//! 4 GiB        the rest of the RAM, then the 64-bit PCI window
+//! 4 GiB        the rest of the RAM
+//! a GiB above  files that are persistent memory; then the 64-bit PCI window
 //! ```
 
 use std::ops::Range;
@@ -134,6 +135,12 @@ pub fn ram_end(memory_bytes: u64) -> u64 {
     }
 }
 
+/// Where persistent memory begins: above all RAM of a machine with `memory_bytes`, at a multiple of a GiB.
+pub fn pmem_start(memory_bytes: u64) -> u64 {
+    let end = ram_end(memory_bytes).max(MMIO_HOLE.end);
+    end.checked_next_multiple_of(GIB).unwrap_or(u64::MAX)
+}
+
 /// The window for 64-bit PCI memory above the RAM; `None` where an address of `physical_bits` has no room for it.
 pub fn pci_mmio64(memory_bytes: u64, physical_bits: u32) -> Option<Range<u64>> {
     let start = ram_end(memory_bytes).max(MMIO_HOLE.end).checked_next_multiple_of(GIB)?;
@@ -252,6 +259,12 @@ mod tests {
         assert_eq!(at(PCI_ECAM.start), Some(RangeKind::Reserved));
         assert_eq!(at(5 * GIB), Some(RangeKind::Ram));
         assert_eq!(at(6 * GIB), None);
+    }
+
+    #[test]
+    fn persistent_memory_begins_above_the_ram_and_the_windows_of_devices() {
+        let starts = [GIB, 3 * GIB, 3 * GIB + PAGE_SIZE, 5 * GIB].map(pmem_start);
+        assert_eq!(starts, [4 * GIB, 4 * GIB, 5 * GIB, 6 * GIB]);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod outcome;
 pub mod output;
 mod pci_devices;
 pub mod platform;
+mod pmem;
 mod registers;
 mod shares;
 mod sleep;

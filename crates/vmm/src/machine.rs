@@ -17,7 +17,7 @@ use virtio::console::ConsoleHandle;
 
 use crate::acpi_tables::{self, AcpiConfig, Ecam, MmioSlot};
 use crate::config::{Boot, ConfigError, MachineConfig};
-use crate::engines::Engine;
+use crate::engines::{self, Engine};
 use crate::error::BuildError;
 use crate::event_loop::EventLoop;
 use crate::fw_cfg;
@@ -31,6 +31,7 @@ use crate::outcome::{Ending, Outcome, StopReason};
 use crate::output::{Output, OutputThread};
 use crate::pci_devices;
 use crate::platform::{Platform, PlatformConfig, PowerButton};
+use crate::pmem::{self, PmemFiles};
 use crate::sleep::{self, Sleep};
 use crate::start;
 use crate::vcpu_thread::{Ended, Restart, Run, VcpuSummary, VcpuThread};
@@ -60,6 +61,7 @@ pub struct Machine {
     _socket: Option<SocketPath>,
     engine: &'static str,
     host_sides: HostSides,
+    pmem: PmemFiles,
     memory: GuestMemory,
     counts_memory: bool,
 }
@@ -103,7 +105,8 @@ impl Machine {
         config.check()?;
         layout::check_host(config.memory).map_err(ConfigError::Memory)?;
         let attentions: Vec<_> = (0..config.cpus).map(|_| Attention::new()).collect();
-        let mut virtio = pci_devices::devices(config)?;
+        let pmem = open_pmem(config)?;
+        let mut virtio = pci_devices::devices(config, &pmem)?;
         let host_sides = HostSides::open(config, &mut virtio)?;
         let vsock = config.vsock.as_ref().map(vsock::device).transpose()?;
         let socket = vsock.map(|(device, socket)| {
@@ -111,8 +114,8 @@ impl Machine {
             socket
         });
         let virtio_mmio = mmio_devices::slots(config, virtio.len())?;
-        let (memory, boot_state) =
-            start::load(config, &mmio_devices::kernel_arguments(config, &virtio_mmio))?;
+        let arguments = mmio_devices::kernel_arguments(config, &virtio_mmio);
+        let (memory, boot_state) = start::load(config, &pmem.regions(), &arguments)?;
         let debug_console = config.debug_console.as_deref().map(debug_console).transpose()?;
         let time: Arc<dyn TimeSource> = Arc::new(HostTime::start());
         let timers = Timers::new(time.clone());
@@ -177,6 +180,7 @@ impl Machine {
             engine,
             host_sides,
             _socket: socket,
+            pmem,
             memory,
             counts_memory,
         })
@@ -214,17 +218,19 @@ impl Machine {
             }
         }
         let working = self.host_sides.start(&ending)?;
+        let watch = self.pmem.watch(&self.memory, &ending)?;
         let started = Instant::now();
         let threads: Vec<_> = self.vcpus.into_iter().map_while(|vcpu| start(vcpu, &ending)).collect();
         let outcome = ending.wait();
         let elapsed = started.elapsed();
+        self.memory.end_waiting();
         let ended: Vec<Ended> = threads.into_iter().filter_map(join).collect();
         let memory = if self.counts_memory { MemoryUse::now(&self.memory) } else { None };
         let vcpus = ended.into_iter().map(|ended| ended.summary).collect();
         let exits = self.controls.exits();
         self.platform.virtio().stop();
         events.join();
-        for feeder in feeders {
+        for feeder in feeders.into_iter().chain(watch) {
             // It only moves bytes; were it to fail, the run has ended all the same.
             let _ = feeder.join();
         }
@@ -272,6 +278,12 @@ impl Controls {
         };
         self.ledger.as_ref().map(|ledger| Report::new(ledger, self.tick_frequency, &name))
     }
+}
+
+/// Opens the files of the persistent memory.
+fn open_pmem(config: &MachineConfig) -> Result<PmemFiles, BuildError> {
+    let limit = 1u64.checked_shl(engines::physical_bits(config)?).unwrap_or(u64::MAX);
+    pmem::open(&config.pmem, config.memory, limit)
 }
 
 /// Starts the machine again after a sleep.

@@ -18,6 +18,7 @@ use crate::acpi_tables::pci_gsi;
 use crate::config::MachineConfig;
 use crate::error::BuildError;
 use crate::layout;
+use crate::pmem::PmemFiles;
 use crate::shares;
 
 /// The slots that functions can have; the host bridge has the first.
@@ -25,11 +26,11 @@ const SLOTS: std::ops::Range<u8> = 1..32;
 /// The last bus that is decoded: there are no bridges.
 pub const LAST_BUS: u8 = 0;
 
-/// Makes the devices that `config` asks for, in the order of their slots.
+/// Makes the devices that `config` asks for, and those of its persistent memory, in the order of their slots.
 ///
 /// # Errors
 /// [`BuildError::Disk`] for an image that cannot be a disk, [`BuildError::Share`] for what is no folder, [`BuildError::Output`] where the host has no random bytes.
-pub fn devices(config: &MachineConfig) -> Result<Vec<Box<dyn virtio::Device>>, BuildError> {
+pub fn devices(config: &MachineConfig, pmem: &PmemFiles) -> Result<Vec<Box<dyn virtio::Device>>, BuildError> {
     let mut devices: Vec<Box<dyn virtio::Device>> = Vec::new();
     for disk in &config.disks {
         let options = BlockOptions {
@@ -41,6 +42,7 @@ pub fn devices(config: &MachineConfig) -> Result<Vec<Box<dyn virtio::Device>>, B
         };
         devices.push(Box::new(Block::new(options)));
     }
+    devices.extend(pmem.devices());
     devices.extend(shares::devices(&config.shares, config.memory)?);
     if config.rng {
         const SOURCE: &str = "/dev/urandom";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use devices::pci::{PamEffect, PamSegment};
 use engine::{Attention, Signals, VcpuState};
-use guest_memory::{GuestMemory, Shadowing};
+use guest_memory::{FileRegion, GuestMemory, Shadowing};
 
 use crate::boot::firmware::Firmware;
 use crate::boot::{self, BootPayload, Module};
@@ -15,22 +15,26 @@ use crate::engines::Engine;
 use crate::error::BuildError;
 use crate::layout;
 
-/// Maps the memory and brings the guest into it, a kernel with `arguments` behind its command line; gives the memory and
-/// the boot processor's state.
+/// Maps the memory, with these files as part of it, and brings the guest into it, a kernel with `arguments` behind its
+/// command line; gives the memory and the boot processor's state.
 ///
 /// # Errors
 /// [`BuildError`] for files that cannot be booted, and where the host gives no memory.
-pub fn load(config: &MachineConfig, arguments: &str) -> Result<(GuestMemory, VcpuState), BuildError> {
+pub fn load(
+    config: &MachineConfig,
+    files: &[FileRegion],
+    arguments: &str,
+) -> Result<(GuestMemory, VcpuState), BuildError> {
     let regions = layout::regions(config.memory).map_err(ConfigError::Memory)?;
     match &config.boot {
         Boot::Kernel(boot) => {
-            let memory = GuestMemory::new(&regions)?;
+            let memory = GuestMemory::with_files(&regions, files)?;
             let state = load_kernel(boot, arguments, &memory)?;
             Ok((memory, state))
         }
         Boot::Firmware(boot) => {
             let firmware = Firmware::read(&boot.image)?;
-            let memory = firmware.map_memory(regions)?;
+            let memory = firmware.map_memory(regions, files)?;
             let failed = |source| BuildError::Boot { kernel: boot.image.clone(), source };
             let state = firmware.load(&memory).map_err(failed)?;
             Ok((memory, state))
@@ -39,10 +43,10 @@ pub fn load(config: &MachineConfig, arguments: &str) -> Result<(GuestMemory, Vcp
 }
 
 fn load_kernel(boot: &BootConfig, arguments: &str, memory: &GuestMemory) -> Result<VcpuState, BuildError> {
-    let kernel = boot::read_file(&boot.kernel, memory.len())?;
+    let kernel = boot::read_file(&boot.kernel, memory.ram_len())?;
     let mut initrd = Vec::new();
     if let Some(path) = &boot.initrd {
-        initrd = boot::read_file(path, memory.len())?;
+        initrd = boot::read_file(path, memory.ram_len())?;
     }
     if !boot.overlay.is_empty() {
         // An archive begins at a multiple of 4 bytes.
@@ -52,7 +56,7 @@ fn load_kernel(boot: &BootConfig, arguments: &str, memory: &GuestMemory) -> Resu
     let mut modules = Vec::new();
     for module in &boot.modules {
         let text = format!("{} {}", module.path.display(), module.arguments).trim_end().to_owned();
-        modules.push((boot::read_file(&module.path, memory.len())?, text));
+        modules.push((boot::read_file(&module.path, memory.ram_len())?, text));
     }
     let modules: Vec<_> = modules.iter().map(|(bytes, text)| Module { bytes, text }).collect();
     let initrd_name = boot.initrd.as_ref().map(|path| path.to_string_lossy()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! A function's base address registers on the machine's bus: what the guest writes there moves the function's registers
 //! while it runs.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use engine::Space;
 
@@ -19,7 +19,8 @@ pub fn bar_of(offset: u64) -> (u8, u64) {
 
 /// Where a function's base address registers are mapped now.
 pub struct MappedBars {
-    bus: Arc<MachineBus>,
+    /// The function is on it: neither may keep the other.
+    bus: Weak<MachineBus>,
     name: String,
     /// The space and the first address of each, with its length.
     mapped: [Option<(Space, u64, u64)>; BARS],
@@ -27,7 +28,8 @@ pub struct MappedBars {
 
 impl MappedBars {
     /// Nothing mapped on `bus`; `name` is the device's in the ledger.
-    pub fn new(bus: Arc<MachineBus>, name: &str) -> Self {
+    pub fn new(bus: &Arc<MachineBus>, name: &str) -> Self {
+        let bus = Arc::downgrade(bus);
         Self { bus, name: name.to_owned(), mapped: [None; BARS] }
     }
 
@@ -40,16 +42,17 @@ impl MappedBars {
             // Address 0 is what a register has that nobody has placed.
             Some((space, bar.base.filter(|&base| base != 0)?, bar.size))
         });
+        let Some(bus) = self.bus.upgrade() else { return };
         for (mapped, wanted) in self.mapped.iter_mut().zip(wanted) {
             if let Some((space, base, _)) = mapped.take_if(|mapped| Some(*mapped) != wanted) {
-                self.bus.remove(space, base);
+                bus.remove(space, base);
             }
         }
         for (index, wanted) in (0u64..).zip(wanted) {
             let mapped = &mut self.mapped[index as usize];
             let Some((space, base, len)) = wanted.filter(|_| mapped.is_none()) else { continue };
             let window = Window { space, base, len, offset: index * BAR_STRIDE };
-            match self.bus.insert_window(window, &self.name, device.clone()) {
+            match bus.insert_window(window, &self.name, device.clone()) {
                 Ok(()) => *mapped = wanted,
                 Err(error) => log::debug!("{error}"),
             }
@@ -58,8 +61,9 @@ impl MappedBars {
 
     /// Takes everything off the bus.
     pub fn unmap(&mut self) {
+        let Some(bus) = self.bus.upgrade() else { return };
         for (space, base, _) in self.mapped.iter_mut().filter_map(Option::take) {
-            self.bus.remove(space, base);
+            bus.remove(space, base);
         }
     }
 }
@@ -102,7 +106,7 @@ mod tests {
             config.add_bar(0, BarKind::Io, 0x10).unwrap();
             config.add_bar(1, BarKind::Memory32, 0x1000).unwrap();
             config.add_bar(2, BarKind::Memory64, 0x4000).unwrap();
-            let bars = MappedBars::new(bus.clone(), "probe");
+            let bars = MappedBars::new(&bus, "probe");
             Self { bus, config, bars, device: Arc::new(Mutex::new(Probe)) }
         }
 

@@ -259,7 +259,10 @@ impl Cpu {
         };
         let offset = location.offset;
         let page = offset & !0xfff;
-        if access == Access::Write && !location.read_only {
+        if access == Access::Write && location.read_only {
+            // Nothing changes, but who owns the page may want to know of it.
+            self.memory.marks().written(offset);
+        } else if access == Access::Write {
             if self.mmu.executing.contains(&page) && self.memory.marks().is_code(offset) {
                 return Err(Stop::OwnPage);
             }

@@ -195,7 +195,7 @@ impl VirtioPci {
         let signals = Signals { config, msix, config_vector, queue_vectors, isr, line };
         let signals = Arc::new(Mutex::new(signals));
         let core = Core::new(device, memory, withheld, signals.clone());
-        let bars = MappedBars::new(bus, device_name(id));
+        let bars = MappedBars::new(&bus, device_name(id));
         Ok(Arc::new_cyclic(|this| Mutex::new(Self { signals, bars, core, access, this: this.clone() })))
     }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use engine::VcpuState;
-use guest_memory::{GuestMemory, Region, ShadowArea};
+use guest_memory::{FileRegion, GuestMemory, MemoryError, Region, ShadowArea};
 
 use super::error::{BootError, FirmwareError};
 use super::{low_memory, read_file};
@@ -52,16 +52,20 @@ impl Firmware {
         end - self.0.len() as u64..end
     }
 
-    /// Maps a machine's memory, of `regions` as they are without firmware, with the ROM and its shadow RAM.
+    /// Maps a machine's memory, of `regions` as they are without firmware, with the ROM and its shadow RAM, and files.
     ///
     /// # Errors
-    /// As [`GuestMemory::new`].
-    pub fn map_memory(&self, mut regions: Vec<Region>) -> Result<GuestMemory, guest_memory::MemoryError> {
+    /// As [`GuestMemory::with_files`].
+    pub fn map_memory(
+        &self,
+        mut regions: Vec<Region>,
+        files: &[FileRegion],
+    ) -> Result<GuestMemory, MemoryError> {
         let rom = self.rom();
         let above = regions.iter().position(|region| region.start >= rom.end).unwrap_or(regions.len());
         let len = rom.end - rom.start;
         regions.insert(above, Region { start: rom.start, len, read_only: true });
-        GuestMemory::with_shadow(&regions, ShadowArea { ram: layout::FIRMWARE, rom, shown: SHOWN })
+        GuestMemory::with_shadow(&regions, files, ShadowArea { ram: layout::FIRMWARE, rom, shown: SHOWN })
     }
 
     /// Fills ROM and shadow RAM; gives the boot processor's state.
@@ -91,7 +95,7 @@ mod tests {
     #[test]
     fn an_image_lies_below_4_gib_and_its_end_below_1_mib() {
         let firmware = image(256 << 10).unwrap();
-        let memory = firmware.map_memory(layout::regions(4 << 30).unwrap()).unwrap();
+        let memory = firmware.map_memory(layout::regions(4 << 30).unwrap(), &[]).unwrap();
         let state = firmware.load(&memory).unwrap();
         assert_eq!(state, VcpuState::reset());
         for (rom, shown) in [(0xffff_fff0u64, 0xf_fff0u64), (0xfffe_0000, 0xe_0000)] {
@@ -110,7 +114,7 @@ mod tests {
     #[test]
     fn a_small_image_shows_whole() {
         let firmware = image(64 << 10).unwrap();
-        let memory = firmware.map_memory(layout::regions(64 << 20).unwrap()).unwrap();
+        let memory = firmware.map_memory(layout::regions(64 << 20).unwrap(), &[]).unwrap();
         firmware.load(&memory).unwrap();
         assert_eq!(memory.locate(0xe_ffff), None);
         assert_eq!(memory.load_physical::<u8>(0xf_1000), Some(1));

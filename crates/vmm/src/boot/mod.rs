@@ -149,7 +149,7 @@ pub fn load(memory: &GuestMemory, payload: &BootPayload<'_>, rsdp: u64) -> Resul
             linux::load_stub(memory, payload, &image, rsdp)
         }
         KernelImage::BzImage(image) => {
-            let vmlinux = image.unpack(memory.len().min(MAX_UNPACKED))?;
+            let vmlinux = image.unpack(memory.ram_len().min(MAX_UNPACKED))?;
             load_elf(memory, payload, (&vmlinux, Some(&image)), rsdp)
         }
         KernelImage::Elf(_) if payload.protocol == Protocol::Stub => Err(BootError::NoStub),
