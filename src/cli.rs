@@ -344,7 +344,8 @@ pub struct RunArgs {
     ///
     /// In the guest it is /dev/vport*, and /dev/virtio-ports/NAME where udev runs. What the guest writes goes into the
     /// file at PATH, which is emptied first; with as=socket PATH is a Unix socket that one client at a time talks to;
-    /// with as=pty it is a link to a pseudo-terminal. May be given more than once.
+    /// with as=pty it is a link to a pseudo-terminal. A socket or a link that a killed process has left there is
+    /// replaced; one that is in use, or any other file, is an error. May be given more than once.
     #[arg(long, value_name = "name=NAME,path=PATH,...", value_parser = device_options::port, help_heading = "Machine")]
     pub port: Vec<PortConfig>,
     /// A balloon, by which the guest gives memory back: [size=SIZE][,control=SOCKET][,deflate-on-oom=on|off]
@@ -353,7 +354,8 @@ pub struct RunArgs {
     /// SIZE is what it takes of the guest's memory at first; by default nothing. With control=SOCKET, `ringside balloon
     /// SOCKET SIZE` changes that while the guest runs, and `ringside balloon SOCKET` tells how it is. What the guest does
     /// not use goes back to the host by itself unless free-page-reporting=off; the guest may take the balloon's memory
-    /// where it would have to kill a process unless deflate-on-oom=off.
+    /// where it would have to kill a process unless deflate-on-oom=off. A SOCKET that nobody listens on any more is
+    /// replaced; one that somebody does, or any other file, is an error.
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     #[arg(value_parser = device_options::balloon, help_heading = "Machine")]
     pub balloon: Option<BalloonConfig>,
@@ -364,7 +366,8 @@ pub struct RunArgs {
     ///
     /// cid is the guest's address, 3 or more; the host is 2. A program of the host connects to SOCKET, writes
     /// "CONNECT PORT", and reads "OK ..." once the guest has taken it. Where a program of the guest connects to a port of the
-    /// host, it gets to the socket SOCKET_PORT.
+    /// host, it gets to the socket SOCKET_PORT. A SOCKET that nobody listens on any more is replaced; one that somebody does, or
+    /// any other file, is an error.
     #[arg(long, value_name = "cid=N,path=SOCKET", value_parser = vsock, help_heading = "Machine")]
     pub vsock: Option<VsockConfig>,
     /// Add a file to the firmware configuration device: name=NAME,file=FILE or name=NAME,string=TEXT

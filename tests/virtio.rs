@@ -187,10 +187,8 @@ fn a_balloon_takes_memory_gives_it_back_and_what_is_free_goes_to_the_host() {
         wait_for("the balloon stays", || balloon(&socket, None, "actual") == Some(8 << 20));
         child.kill().unwrap();
         child.wait().unwrap();
-        // Nobody was there to remove it.
-        let refused = ringside().args(["run", "--balloon", &option, "--exec", "true"]).output().unwrap();
-        assert!(stderr(&refused).contains("is there already"), "{}", stderr(&refused));
-        std::fs::remove_file(&socket).unwrap();
+        // Nobody was there to remove the socket: the next machine replaces it.
+        assert!(socket.exists());
     }
 }
 

@@ -6,7 +6,7 @@
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use virtio::balloon::BalloonControl;
 
 use crate::error::BuildError;
 use crate::outcome::Ending;
+use crate::unix_socket::{self, OwnedPath};
 
 /// The longest line of a client.
 const LINE: usize = 64;
@@ -27,26 +28,18 @@ const TICK: Duration = Duration::from_millis(100);
 /// A listening socket in the file system, which goes when this does.
 pub struct Listener {
     socket: UnixListener,
-    path: PathBuf,
+    path: OwnedPath,
 }
 
 impl Listener {
-    /// Listens at `path`, where nothing may be yet.
+    /// Listens at `path`, where nothing may be yet but a socket that nobody listens on any more.
     ///
     /// # Errors
     /// [`BuildError::Output`].
     pub fn bind(path: &Path) -> Result<Self, BuildError> {
-        let failed = |source: io::Error| {
-            let source = match source.kind() {
-                io::ErrorKind::AddrInUse => {
-                    io::Error::new(source.kind(), "something of that name is there already")
-                }
-                _ => source,
-            };
-            BuildError::Output { path: path.to_owned(), source }
-        };
-        let socket = UnixListener::bind(path).map_err(failed)?;
-        Ok(Self { socket, path: path.to_owned() })
+        let failed = |source| BuildError::Output { path: path.to_owned(), source };
+        let (socket, path) = unix_socket::listen(path).map_err(failed)?;
+        Ok(Self { socket, path })
     }
 
     /// The next client; `None` when the run has ended.
@@ -55,17 +48,11 @@ impl Listener {
             if readable(&self.socket) {
                 match self.socket.accept() {
                     Ok((client, _)) => return Some(client),
-                    Err(error) => log::warn!("{}: {error}", self.path.display()),
+                    Err(error) => log::warn!("{}: {error}", self.path.path().display()),
                 }
             }
         }
         None
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -165,7 +152,7 @@ mod tests {
             assert!(ask(wrong).starts_with("error "), "{wrong}");
         }
         let refused = Listener::bind(&path).err().unwrap().to_string();
-        assert!(refused.contains("balloon") && refused.contains("already"), "{refused}");
+        assert!(refused.contains("balloon") && refused.contains("another process"), "{refused}");
         ending.report(Outcome::PowerOff);
         thread.join().unwrap();
         assert!(!path.exists());

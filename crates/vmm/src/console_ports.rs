@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -20,6 +20,7 @@ use crate::error::BuildError;
 use crate::input::Port;
 use crate::outcome::Ending;
 use crate::output::Output;
+use crate::unix_socket::{self, OwnedPath};
 
 /// How long to wait before something is tried again.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -41,13 +42,7 @@ pub enum Backend {
 pub struct Pty {
     ours: File,
     _theirs: OwnedFd,
-    link: PathBuf,
-}
-
-impl Drop for Pty {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.link);
-    }
+    _link: OwnedPath,
 }
 
 impl Backend {
@@ -89,7 +84,23 @@ impl Backend {
     }
 }
 
+/// Makes a pseudo-terminal and the link to it, in the place of one whose terminal is gone: what a killed process leaves.
 fn open_pty(link: &Path) -> io::Result<Pty> {
+    let _alone = unix_socket::lock_folder(link);
+    if let Ok(meta) = std::fs::symlink_metadata(link) {
+        if !meta.is_symlink() {
+            return Err(io::Error::new(
+                ErrorKind::AlreadyExists,
+                "it is there already, and no link to a terminal",
+            ));
+        }
+        if link.exists() {
+            let reason =
+                "it is a link already, to something that is there: another process's terminal perhaps";
+            return Err(io::Error::new(ErrorKind::AlreadyExists, reason));
+        }
+        std::fs::remove_file(link)?;
+    }
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&ours)?;
     unlockpt(&ours)?;
@@ -100,7 +111,7 @@ fn open_pty(link: &Path) -> io::Result<Pty> {
     settings.make_raw();
     tcsetattr(&theirs, OptionalActions::Now, &settings)?;
     std::os::unix::fs::symlink(Path::new(&*name.to_string_lossy()), link)?;
-    Ok(Pty { ours: ours.into(), _theirs: theirs, link: link.to_owned() })
+    Ok(Pty { ours: ours.into(), _theirs: theirs, _link: OwnedPath::new(link)? })
 }
 
 fn write_out(mut file: File, port: &PortHandle) -> io::Result<()> {
@@ -127,6 +138,8 @@ fn serve(listener: &Listener, port: &PortHandle, ending: &Ending) -> io::Result<
 
 /// Moves bytes both ways until the other side closes the connection or the machine ends.
 fn move_both(connection: File, port: &PortHandle, ending: &Ending) -> io::Result<()> {
+    // One who does not read must not keep the machine from ending.
+    rustix::io::ioctl_fionbio(&connection, true)?;
     let gone = Arc::new(AtomicBool::new(false));
     let (mut from, input, at_end, over) =
         (connection.try_clone()?, port.clone(), gone.clone(), ending.clone());
@@ -146,22 +159,33 @@ fn move_both(connection: File, port: &PortHandle, ending: &Ending) -> io::Result
         at_end.store(true, Ordering::SeqCst);
     })?;
     port.set_host_open(true);
-    let written = write_while(connection, port, &gone);
+    let written = write_while(connection, port, (&gone, ending));
     gone.store(true, Ordering::SeqCst);
     // It ends within a moment; a panic there has nothing to say here.
     let _ = reader.join();
     written
 }
 
-/// Passes the guest's output on until the other side is gone or there is no more.
-fn write_while(mut connection: File, port: &PortHandle, gone: &AtomicBool) -> io::Result<()> {
-    let mut data = Vec::new();
+/// Passes the guest's output on until the other side is gone, or there is no more; one who does not read it gets another
+/// moment after the machine's end.
+fn write_while(
+    mut connection: File,
+    port: &PortHandle,
+    (gone, ending): (&AtomicBool, &Ending),
+) -> io::Result<()> {
+    let (mut data, mut tries) = (Vec::new(), 0);
     while !gone.load(Ordering::SeqCst) && port.read_within(&mut data, 10 * PAUSE) {
         let mut rest = &data[..];
         while !rest.is_empty() && !gone.load(Ordering::SeqCst) {
             match connection.write(rest) {
                 Ok(count) => rest = &rest[count..],
-                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(PAUSE),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    tries += u32::from(ending.has_come());
+                    if tries > LAST_TRIES {
+                        return Err(error);
+                    }
+                    std::thread::sleep(PAUSE);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -327,6 +351,44 @@ mod tests {
         assert_eq!(byte, *b"x");
         bench.end();
         assert!(std::fs::symlink_metadata(&path).is_err());
+    }
+
+    #[test]
+    fn a_link_whose_terminal_is_gone_is_replaced_and_one_to_something_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tty");
+        std::os::unix::fs::symlink("/dev/pts/999999", &path).unwrap();
+        let terminal = open_pty(&path).unwrap();
+        assert!(path.exists());
+        assert!(open_pty(&path).err().unwrap().to_string().contains("a link already"));
+        drop(terminal);
+        assert!(std::fs::symlink_metadata(&path).is_err());
+    }
+
+    #[test]
+    fn clients_that_do_not_read_do_not_keep_the_machine_from_ending() {
+        let folder = tempfile::tempdir().unwrap();
+        for backend in [PortBackend::Socket, PortBackend::Pty] {
+            let path = folder.path().join("port");
+            let mut bench = bench(&path, backend);
+            let client: Box<dyn std::any::Any> = match backend {
+                PortBackend::Socket => Box::new(UnixStream::connect(&path).unwrap()),
+                _ => Box::new(File::open(&path).unwrap()),
+            };
+            // Until the guest's requests are not given back: nobody takes more.
+            bench.rig.drivers[0].put(BUFFERS + 0x1000, &[b'x'; 4096]);
+            let mut waiting = 0;
+            while waiting < 8 {
+                bench.rig.send(1, &[(BUFFERS + 0x1000, 4096, false)]);
+                waiting += 1;
+                std::thread::sleep(Duration::from_millis(5));
+                while bench.rig.drivers[1].used().is_some() {
+                    waiting -= 1;
+                }
+            }
+            bench.end();
+            drop(client);
+        }
     }
 
     #[test]

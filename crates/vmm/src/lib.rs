@@ -39,6 +39,7 @@ mod shares;
 mod sleep;
 mod smbios;
 mod start;
+mod unix_socket;
 pub mod vcpu_thread;
 mod vsock;
 

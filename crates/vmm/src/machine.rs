@@ -34,8 +34,9 @@ use crate::platform::{Platform, PlatformConfig, PowerButton};
 use crate::pmem::{self, PmemFiles};
 use crate::sleep::{self, Sleep};
 use crate::start;
+use crate::unix_socket::OwnedPath;
 use crate::vcpu_thread::{Ended, Restart, Run, VcpuSummary, VcpuThread};
-use crate::vsock::{self, SocketPath};
+use crate::vsock;
 
 /// How long a vCPU may take to notice that the run has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -58,7 +59,7 @@ pub struct Machine {
     outputs: Vec<OutputThread>,
     inputs: Vec<Option<Input>>,
     /// The socket device's name on the host, to the end of the run.
-    _socket: Option<SocketPath>,
+    _socket: Option<OwnedPath>,
     engine: &'static str,
     host_sides: HostSides,
     pmem: PmemFiles,

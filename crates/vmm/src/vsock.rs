@@ -1,42 +1,21 @@
 //! The socket device's end on the host: a Unix socket at a path, for as long as the machine is there.
 
-use std::fs;
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 
 use virtio::vsock::{MAX_SOCKET_PATH, Vsock};
 
 use crate::config::VsockConfig;
 use crate::error::BuildError;
-
-/// A socket's name in the file system; it goes with this, unless something else has it by then.
-#[derive(Debug)]
-pub struct SocketPath {
-    path: PathBuf,
-    /// Device and number of what was made there.
-    identity: (u64, u64),
-}
-
-impl Drop for SocketPath {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|meta| (meta.dev(), meta.ino()))
-}
+use crate::unix_socket::{self, OwnedPath};
 
 /// Makes the device, and the socket that programs of the host connect to.
 ///
 /// # Errors
 /// [`BuildError::Vsock`] for a path that cannot be a socket's, or where somebody else is. A socket that nobody listens on
 /// any more, as a killed process leaves it, is replaced.
-pub fn device(config: &VsockConfig) -> Result<(Vsock, SocketPath), BuildError> {
+pub fn device(config: &VsockConfig) -> Result<(Vsock, OwnedPath), BuildError> {
     let made = || {
         let (listener, socket) = listen(&config.path)?;
         Ok((Vsock::new(config.cid, listener, &config.path)?, socket))
@@ -47,29 +26,21 @@ pub fn device(config: &VsockConfig) -> Result<(Vsock, SocketPath), BuildError> {
     })
 }
 
-fn listen(path: &Path) -> io::Result<(UnixListener, SocketPath)> {
+fn listen(path: &Path) -> io::Result<(UnixListener, OwnedPath)> {
     let len = path.as_os_str().len();
     if len > MAX_SOCKET_PATH {
         let reason =
             format!("the path has {len} bytes, and at most {MAX_SOCKET_PATH} leave room for a port's number");
         return Err(io::Error::other(reason));
     }
-    if let Ok(meta) = fs::symlink_metadata(path) {
-        if !meta.file_type().is_socket() {
-            return Err(io::Error::other("it is there already, and no socket"));
-        }
-        match UnixStream::connect(path) {
-            Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-            Err(error) => return Err(error),
-            Ok(_) => return Err(io::Error::other("another process listens there")),
-        }
-    }
-    let listener = UnixListener::bind(path)?;
-    Ok((listener, SocketPath { identity: identity(path)?, path: path.to_owned() }))
+    unix_socket::listen(path)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
