@@ -571,12 +571,19 @@ impl Interpreter {
     /// Marks a page as holding code, and stops everyone's unseen stores to it. Gives the page's generation.
     fn mark_code(&mut self, offset: Offset) -> u32 {
         let page = offset & !0xfff;
-        let (generation, new) = self.cpu.memory.marks().mark_code(page);
-        if new {
-            self.cpu.mmu.tlb.drop_writes(page);
-            self.peers.announce_code(page);
+        loop {
+            let (generation, new) = self.cpu.memory.marks().mark_code(page);
+            let stored = self.cpu.mmu.tlb.drop_writes(page);
+            if new {
+                self.peers.announce_code(page);
+                return generation;
+            }
+            if !stored {
+                return generation;
+            }
+            // Another vCPU marked it, and this one has not answered yet: it may have stored unseen since.
+            self.cpu.memory.marks().written(page);
         }
-        generation
     }
 
     fn decode_block(&mut self, rip: u64, offset: Offset, regime: Regime) -> Result<u32, Stop> {

@@ -263,7 +263,9 @@ impl Cpu {
             // Nothing changes, but who owns the page may want to know of it.
             self.memory.marks().written(offset);
         } else if access == Access::Write {
-            if self.mmu.executing.contains(&page) && self.memory.marks().is_code(offset) {
+            // Even where the page is not marked as code any more: then somebody else wrote to it since the block was found
+            // good, and nothing else would keep its old instructions from being executed behind this store.
+            if self.mmu.executing.contains(&page) {
                 return Err(Stop::OwnPage);
             }
             self.memory.marks().written(offset);

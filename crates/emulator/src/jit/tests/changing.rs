@@ -518,3 +518,33 @@ fn code_without_end_is_forgotten_in_less_than_five_milliseconds() {
     assert!(bytes > 3 * (29 << 20), "{bytes}");
     assert!(most < std::time::Duration::from_millis(5), "{most:?}");
 }
+
+/// A device that makes the code's page stale whenever it is written to, as a store of another vCPU's would.
+struct Stale(guest_memory::GuestMemory);
+
+impl engine::Bus for Stale {
+    fn read(&self, _: engine::Space, _: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+    fn write(&self, _: engine::Space, _: u64, _: &[u8]) {
+        self.0.marks().written(CODE);
+    }
+}
+
+#[test]
+fn a_store_to_the_next_instruction_is_seen_when_another_made_the_block_stale_just_before() {
+    // l: mov %eax, (%rbx); mov %ecx, next+1(%rip); next: mov $0, %eax; add %eax, %esi; dec %ecx; jnz l; hlt
+    let code = [
+        0x89, 0x03, 0x89, 0x0d, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0x01, 0xc6, 0xff, 0xc9, 0x75, 0xed, 0xf4,
+    ];
+    let with_device = || {
+        let mut cpu = long();
+        cpu.wires.bus = Arc::new(Stale(cpu.memory.clone()));
+        put(&cpu, TABLES + 0x2000 + 8 * (MEMORY >> 21), MEMORY | 0x87);
+        cpu.registers.set(RBX, MEMORY);
+        cpu
+    };
+    on_each_engine(&code, with_device, |cpu| {
+        assert_eq!(cpu.registers.get(6), ROUNDS * (ROUNDS + 1) / 2);
+    });
+}
