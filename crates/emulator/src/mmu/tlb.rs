@@ -4,16 +4,21 @@
 //! share one table for [`View::Supervisor`]. What else gets into it is dropped when the space changes. Where that is
 //! much, each space has a table of its own for that view as well.
 
-use super::{Access, View};
+use std::alloc::{Layout, handle_alloc_error};
+
 use guest_memory::Offset;
+use zerocopy::FromZeros;
+
+use super::{Access, View};
 
 use crate::mode::Mode;
 
 /// Entries in each view's part of a table.
-pub const ENTRIES: usize = 4096;
+pub const ENTRIES: usize = 16384;
 const VIEWS: usize = 4;
 const VIEW: [View; VIEWS] = [View::Supervisor, View::SupervisorUnguarded, View::User, View::UserAligned];
 const SIZE: usize = ENTRIES * VIEWS;
+const LAYOUT: Layout = Layout::new::<[Entry; SIZE]>();
 const PAGE: u64 = !0xfff;
 /// Address spaces whose translations are kept.
 const SPACES: usize = 8;
@@ -22,10 +27,10 @@ const SHARED: usize = SPACES;
 /// Pages in it that are not global, at most: with more, each space has a table of its own.
 const MOST_PRIVATE: usize = 256;
 /// Fills that a table remembers one by one; after more, a flush empties all of it.
-const LOG: usize = 2048;
+const LOG: usize = 8192;
 
 /// One page's translation, as translated code reads it too. A tag is the linear page, or [`no_page`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromZeros)]
 #[repr(C)]
 pub struct Entry {
     read: u64,
@@ -44,9 +49,10 @@ pub const ENTRY_MASK: i32 = ((ENTRIES - 1) * size_of::<Entry>()) as i32;
 /// The page's host address.
 pub const ENTRY_PAGE: i32 = std::mem::offset_of!(Entry, page) as i32;
 
-/// A tag that no linear address which looks at entry `index` can have: its low page bits are another entry's.
+/// A tag that no linear address which looks at entry `index` can have: its low page bits are another entry's. It is zero
+/// wherever it can be, so that entries which are never used take no memory of the host's.
 const fn no_page(index: usize) -> u64 {
-    ((index % ENTRIES) as u64 ^ 1) << 12
+    if index.is_multiple_of(ENTRIES) { 1 << 12 } else { 0 }
 }
 
 const fn empty(index: usize) -> Entry {
@@ -68,9 +74,8 @@ struct Table {
 
 impl Table {
     fn new(fetches: u64) -> Self {
-        let entries: Vec<Entry> = (0..SIZE).map(empty).collect();
-        let entries =
-            entries.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+        let mut entries = <[Entry; SIZE]>::new_box_zeroed().unwrap_or_else(|_| handle_alloc_error(LAYOUT));
+        (0..SIZE).step_by(ENTRIES).for_each(|index| entries[index] = empty(index));
         Self { pcid: None, fetches, entries, log: Vec::with_capacity(LOG), keyed: Vec::new() }
     }
 
@@ -80,7 +85,7 @@ impl Table {
                 self.entries[usize::from(index) % SIZE] = empty(index.into());
             }
         } else {
-            self.entries.iter_mut().enumerate().for_each(|(index, entry)| *entry = empty(index));
+            self.each_filled(|index, entry| *entry = empty(index));
         }
         self.log.clear();
         self.keyed.clear();
@@ -97,9 +102,15 @@ impl Table {
                 drop(index.into(), &mut self.entries[usize::from(index) % SIZE]);
             }
         } else {
-            self.entries.iter_mut().enumerate().for_each(|(index, entry)| drop(index, entry));
+            self.each_filled(drop);
         }
         self.keyed.clear();
+    }
+
+    /// All entries that hold something. The others are only read.
+    fn each_filled(&mut self, mut act: impl FnMut(usize, &mut Entry)) {
+        let filled = self.entries.iter_mut().enumerate().filter(|(index, entry)| **entry != empty(*index));
+        filled.for_each(|(index, entry)| act(index, entry));
     }
 }
 
@@ -464,8 +475,17 @@ impl Tlb {
                 drop(index.into(), entry) | found
             }),
             Stored::Anywhere => {
-                let entries = self.tables.iter_mut().flat_map(|table| table.entries.iter_mut().enumerate());
-                entries.fold(false, |found, (index, entry)| drop(index, entry) | found)
+                let mut found = false;
+                for table in self.tables.iter_mut() {
+                    if table.log.len() < LOG {
+                        for &index in &table.log {
+                            found |= drop(index.into(), &mut table.entries[usize::from(index) % SIZE]);
+                        }
+                    } else {
+                        table.each_filled(|index, entry| found |= drop(index, entry));
+                    }
+                }
+                found
             }
         }
     }
