@@ -56,12 +56,17 @@ impl Assembler {
 
     fn mod_rm_disp(&mut self, reg: Host, base: Host, disp: i32) {
         let short = i8::try_from(disp);
-        let mode = if short.is_ok() { 0x40 } else { 0x80 };
+        let mode = match short {
+            Ok(0) if base & 7 != RBP => 0,
+            Ok(_) => 0x40,
+            Err(_) => 0x80,
+        };
         self.bytes.push(mode | (reg & 7) << 3 | base & 7);
         if base & 7 == RSP {
             self.bytes.push(0x24);
         }
         match short {
+            Ok(_) if mode == 0 => {}
             Ok(short) => self.bytes.push(short as u8),
             Err(_) => self.bytes.extend_from_slice(&disp.to_le_bytes()),
         }
@@ -75,10 +80,20 @@ impl Assembler {
         let (index, scale) = index.unwrap_or((RSP, 0));
         self.rex(wide, reg, index, base.unwrap_or(0));
         self.bytes.push(0x8d);
-        let mode = if base.is_some() { 0x80 } else { 0 };
+        let short = i8::try_from(disp).ok().filter(|_| base.is_some());
+        let mode = match (base, short) {
+            (None, _) => 0,
+            (Some(base), Some(0)) if base & 7 != RBP => 0,
+            (_, Some(_)) => 0x40,
+            _ => 0x80,
+        };
         self.bytes.push(mode | (reg & 7) << 3 | RSP);
-        self.bytes.push(scale << 6 | (index & 7) << 3 | base.unwrap_or(5) & 7);
-        self.bytes.extend_from_slice(&disp.to_le_bytes());
+        self.bytes.push(scale << 6 | (index & 7) << 3 | base.unwrap_or(RBP) & 7);
+        match short {
+            Some(short) if mode != 0 => self.bytes.push(short as u8),
+            Some(_) => {}
+            None => self.bytes.extend_from_slice(&disp.to_le_bytes()),
+        }
     }
 
     pub fn mov(&mut self, to: Host, from: Host) {

@@ -221,6 +221,7 @@ impl Translator<'_> {
         let done = match self.special(instruction) {
             Some(result) => result,
             None if operand::is_bit_string(instruction) => self.bit_string(instruction).map(|()| false),
+            None if instruction.mnemonic() == Mnemonic::Lea => self.lea(instruction).map(|()| false),
             None => self.copy(instruction).map(|()| false),
         };
         let ended = done.unwrap_or_else(|NotCopied| {
@@ -298,11 +299,11 @@ impl Translator<'_> {
         let mut copy = *i;
         let mut misses = Vec::new();
         let mut call = self.call();
-        if let Some(n) = memory.filter(|_| i.mnemonic() != Mnemonic::Lea) {
+        if let Some(n) = memory {
             let writes = !matches!(accesses[n as usize], OpAccess::Read | OpAccess::CondRead);
             self.give_up_flags();
             call = self.call();
-            self.effective_address(i, true)?;
+            self.effective_address(i)?;
             let own = if i.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
             if let Some(alignment) = Some(vector.map_or(own, |v| v.alignment)).filter(|&a| a > 1) {
                 misses.push(self.misaligned(alignment));
@@ -321,24 +322,21 @@ impl Translator<'_> {
             self.load_flags();
         }
         let mut free = if memory.is_some() { vec![SCRATCH] } else { vec![SCRATCH, ADDRESS] };
-        if i.mnemonic() == Mnemonic::Lea {
-            self.effective_address(i, false)?;
-        }
         let mut spilled: Vec<(i32, Host)> = Vec::new();
         for n in 0..copy.op_count() {
-            if copy.op_kind(n) == OpKind::Register && copy.op_register(n).is_gpr() {
-                let register = self.rename(copy.op_register(n), &mut free, &mut spilled)?;
+            let is_general = copy.op_kind(n) == OpKind::Register && copy.op_register(n).is_gpr();
+            if is_general
+                && (memory.is_some() || !operand::read_in_frame(&mut copy, n, accesses[n as usize], &spilled))
+            {
+                let only_written = accesses[n as usize] == OpAccess::Write && operand::is_once(i, n);
+                let register = self.rename(copy.op_register(n), only_written, &mut free, &mut spilled)?;
                 copy.set_op_register(n, register);
             }
         }
-        if i.mnemonic() == Mnemonic::Lea {
-            self.finish_lea(i, &copy);
-        } else {
-            if memory.is_some() {
-                operand::set_memory(&mut copy);
-            }
-            self.encode(&copy)?;
+        if memory.is_some() {
+            operand::set_memory(&mut copy);
         }
+        self.encode(&copy)?;
         let writes = |n: usize| !matches!(accesses[n], OpAccess::Read | OpAccess::CondRead | OpAccess::None);
         for (at, host) in spilled {
             let written = (0..i.op_count()).any(|n| {

@@ -534,9 +534,8 @@ impl engine::Bus for Stale {
 #[test]
 fn a_store_to_the_next_instruction_is_seen_when_another_made_the_block_stale_just_before() {
     // l: mov %eax, (%rbx); mov %ecx, next+1(%rip); next: mov $0, %eax; add %eax, %esi; dec %ecx; jnz l; hlt
-    let code = [
-        0x89, 0x03, 0x89, 0x0d, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0x01, 0xc6, 0xff, 0xc9, 0x75, 0xed, 0xf4,
-    ];
+    let code =
+        [0x89, 0x03, 0x89, 0x0d, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0, 0x01, 0xc6, 0xff, 0xc9, 0x75, 0xed, 0xf4];
     let with_device = || {
         let mut cpu = long();
         cpu.wires.bus = Arc::new(Stale(cpu.memory.clone()));

@@ -173,7 +173,7 @@ impl Translator<'_> {
     fn push_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.give_up_flags();
         let call = self.call();
-        self.effective_address(i, true)?;
+        self.effective_address(i)?;
         let unread = self.probe(Access::Read, 8);
         self.a.load(ADDRESS, ADDRESS, 0);
         self.a.store(ADDRESS, RSP, slot::SPARE);
@@ -220,7 +220,7 @@ impl Translator<'_> {
     /// CALL and JMP to an address in memory.
     fn branch_through_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.begin_branch();
-        self.effective_address(i, true)?;
+        self.effective_address(i)?;
         let miss = self.probe(Access::Read, 8);
         self.no_resume(miss);
         self.a.load(ADDRESS, ADDRESS, 0);

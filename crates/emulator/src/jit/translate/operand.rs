@@ -1,6 +1,6 @@
 //! Operands: guest registers in host registers, and memory operands through the translation cache.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
@@ -61,6 +61,7 @@ impl Translator<'_> {
     pub(super) fn rename(
         &mut self,
         register: Register,
+        only_written: bool,
         free: &mut Vec<Host>,
         spilled: &mut Vec<(i32, Host)>,
     ) -> Result<Register, NotCopied> {
@@ -73,7 +74,9 @@ impl Translator<'_> {
                 Some(&(_, host)) => host,
                 None => {
                     let host = free.pop().ok_or(NotCopied)?;
-                    self.a.load(host, RSP, at);
+                    if !only_written || register.size() < 4 {
+                        self.a.load(host, RSP, at);
+                    }
                     spilled.push((at, host));
                     host
                 }
@@ -82,9 +85,21 @@ impl Translator<'_> {
         Ok(sized(host, register.size()))
     }
 
-    /// Puts a memory operand's address into [`ADDRESS`]: linear, or without the segment's base for LEA. Leaves the
-    /// host's flags as they are unless a segment's base is added.
-    pub(super) fn effective_address(&mut self, i: &Instruction, linear: bool) -> Result<(), NotCopied> {
+    /// Puts a memory operand's linear address into [`ADDRESS`]. Leaves the host's flags as they are unless a segment's base is
+    /// added.
+    pub(super) fn effective_address(&mut self, i: &Instruction) -> Result<(), NotCopied> {
+        self.effective_address_to(ADDRESS, true, i)?;
+        match i.memory_segment() {
+            Register::FS => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::FS_BASE),
+            Register::GS => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::GS_BASE),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Puts a memory operand's effective address into a host register, or its low 32 bits where not `wide`. Uses both scratch
+    /// registers; leaves the host's flags as they are.
+    fn effective_address_to(&mut self, to: Host, wide: bool, i: &Instruction) -> Result<(), NotCopied> {
         let (base, index) = (i.memory_base(), i.memory_index());
         if base.is_segment_register() || index.is_vector_register() {
             return Err(NotCopied);
@@ -93,32 +108,48 @@ impl Translator<'_> {
         let displacement = i.memory_displacement64();
         let absolute = matches!(base, Register::None | Register::RIP | Register::EIP);
         if absolute && index == Register::None {
-            let address = if narrow { displacement & 0xffff_ffff } else { displacement };
-            self.a.mov_immediate(ADDRESS, address);
-        } else {
-            let disp = i32::try_from(displacement as i64).or(if narrow {
-                Ok(displacement as u32 as i32)
-            } else {
-                Err(NotCopied)
-            })?;
-            let base = match base {
-                Register::None => None,
-                base if base.is_gpr64() || base.is_gpr32() => Some(self.guest(base.number() as u8, ADDRESS)),
-                _ => return Err(NotCopied),
-            };
-            let index = match index {
-                Register::None => None,
-                index => {
-                    let host = self.guest(index.number() as u8, SCRATCH);
-                    Some((host, i.memory_index_scale().trailing_zeros() as u8))
-                }
-            };
-            self.a.lea(!narrow, ADDRESS, base, index, disp);
+            let mask = if narrow || !wide { 0xffff_ffff } else { u64::MAX };
+            self.a.mov_immediate(to, displacement & mask);
+            return Ok(());
         }
-        match i.memory_segment() {
-            Register::FS if linear => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::FS_BASE),
-            Register::GS if linear => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::GS_BASE),
-            _ => {}
+        let disp = i32::try_from(displacement as i64).or(if narrow {
+            Ok(displacement as u32 as i32)
+        } else {
+            Err(NotCopied)
+        })?;
+        let base = match base {
+            Register::None => None,
+            base if base.is_gpr64() || base.is_gpr32() => Some(self.guest(base.number() as u8, ADDRESS)),
+            _ => return Err(NotCopied),
+        };
+        let index = match index {
+            Register::None => None,
+            index => {
+                let host = self.guest(index.number() as u8, SCRATCH);
+                Some((host, i.memory_index_scale().trailing_zeros() as u8))
+            }
+        };
+        self.a.lea(wide && !narrow, to, base, index, disp);
+        Ok(())
+    }
+
+    /// LEA.
+    pub(super) fn lea(&mut self, i: &Instruction) -> Result<(), NotCopied> {
+        let to = i.op_register(0);
+        match (to.size(), home(crate::decode::number(to))) {
+            (2, at) => {
+                self.effective_address_to(ADDRESS, false, i)?;
+                self.a.bytes.push(0x66);
+                match at {
+                    Home::Host(host) => self.a.registers(false, &[0x8b], host, ADDRESS),
+                    Home::Frame(at) => self.a.memory(false, &[0x89], ADDRESS, RSP, at),
+                }
+            }
+            (size, Home::Host(host)) => self.effective_address_to(host, size == 8, i)?,
+            (size, Home::Frame(at)) => {
+                self.effective_address_to(ADDRESS, size == 8, i)?;
+                self.a.store(ADDRESS, RSP, at);
+            }
         }
         Ok(())
     }
@@ -132,7 +163,7 @@ impl Translator<'_> {
         }
         self.give_up_flags();
         let call = self.call();
-        self.effective_address(i, true)?;
+        self.effective_address(i)?;
         let scale = size.trailing_zeros() as u8;
         self.word_of_bit(bit, size);
         self.a.lea(true, ADDRESS, Some(ADDRESS), Some((SCRATCH, scale)), 0);
@@ -167,19 +198,6 @@ impl Translator<'_> {
             self.a.shift(7, SCRATCH, 6);
         }
     }
-
-    /// LEA: its result is in [`ADDRESS`].
-    pub(super) fn finish_lea(&mut self, i: &Instruction, copy: &Instruction) {
-        let to = copy.op_register(0).full_register().number() as u8;
-        match i.op_register(0).size() {
-            2 => {
-                self.a.bytes.push(0x66);
-                self.a.registers(false, &[0x8b], to, ADDRESS);
-            }
-            4 => self.a.registers(false, &[0x8b], to, ADDRESS),
-            _ => self.a.mov(to, ADDRESS),
-        }
-    }
 }
 
 /// The host register of a number and a size in bytes.
@@ -200,6 +218,90 @@ pub fn is_bit_string(i: &Instruction) -> bool {
     matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && i.op_kind(0) == OpKind::Memory
         && i.op_kind(1) == OpKind::Register
+}
+
+/// A general register that is only read is read where it lives in the frame, if it does and the instruction can. Gives
+/// whether it does now.
+pub fn read_in_frame(copy: &mut Instruction, n: u32, access: OpAccess, loaded: &[(i32, Host)]) -> bool {
+    let Home::Frame(at) = home(crate::decode::number(copy.op_register(n))) else { return false };
+    let others = (0..copy.op_count()).any(|n| copy.op_kind(n) == OpKind::Memory);
+    let is_loaded = loaded.iter().any(|&(slot, _)| slot == at);
+    // In memory a bit's number reaches beyond the operand, and an exchange is locked.
+    let differs = matches!(
+        copy.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc | Mnemonic::Xchg | Mnemonic::Xadd
+    );
+    if access != OpAccess::Read || others || is_loaded || differs {
+        return false;
+    }
+    if n == 1 && copy.op_kind(0) == OpKind::Register {
+        match copy.mnemonic() {
+            Mnemonic::Test => {
+                let (left, right) = (copy.op_register(0), copy.op_register(1));
+                if home_is_frame(left) {
+                    return false;
+                }
+                copy.set_op_register(0, right);
+                copy.set_op_register(1, left);
+                set_frame_operand(copy, 0, at);
+                return true;
+            }
+            _ => {
+                if let Some(code) = from_memory(copy.code()) {
+                    copy.set_code(code);
+                }
+            }
+        }
+    }
+    use iced_x86::OpCodeOperandKind::{r8_or_mem, r16_or_mem, r32_or_mem, r64_or_mem};
+    let kind = copy.op_code().op_kind(n);
+    if !matches!(kind, r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem) {
+        return false;
+    }
+    set_frame_operand(copy, n, at);
+    true
+}
+
+/// Whether no other operand is the same register, or part of it.
+pub fn is_once(i: &Instruction, n: u32) -> bool {
+    let register = i.op_register(n).full_register();
+    let same = |m: u32| i.op_kind(m) == OpKind::Register && i.op_register(m).full_register() == register;
+    !(0..i.op_count()).any(|m| m != n && same(m))
+}
+
+fn home_is_frame(register: Register) -> bool {
+    matches!(home(crate::decode::number(register)), Home::Frame(_))
+}
+
+fn set_frame_operand(copy: &mut Instruction, n: u32, at: i32) {
+    copy.set_op_kind(n, OpKind::Memory);
+    copy.set_memory_base(Register::RSP);
+    copy.set_memory_index(Register::None);
+    copy.set_memory_displacement64(at as u64);
+    copy.set_memory_displ_size(1);
+}
+
+/// The form of an instruction with two register operands whose second may be in memory, where it is another one.
+fn from_memory(code: Code) -> Option<Code> {
+    macro_rules! forms {
+        ($($from:ident $to:ident),* $(,)?) => {
+            match code {
+                $(Code::$from => Some(Code::$to),)*
+                _ => None,
+            }
+        };
+    }
+    forms! {
+        Mov_rm8_r8 Mov_r8_rm8, Mov_rm16_r16 Mov_r16_rm16, Mov_rm32_r32 Mov_r32_rm32, Mov_rm64_r64 Mov_r64_rm64,
+        Add_rm8_r8 Add_r8_rm8, Add_rm16_r16 Add_r16_rm16, Add_rm32_r32 Add_r32_rm32, Add_rm64_r64 Add_r64_rm64,
+        Sub_rm8_r8 Sub_r8_rm8, Sub_rm16_r16 Sub_r16_rm16, Sub_rm32_r32 Sub_r32_rm32, Sub_rm64_r64 Sub_r64_rm64,
+        And_rm8_r8 And_r8_rm8, And_rm16_r16 And_r16_rm16, And_rm32_r32 And_r32_rm32, And_rm64_r64 And_r64_rm64,
+        Or_rm8_r8 Or_r8_rm8, Or_rm16_r16 Or_r16_rm16, Or_rm32_r32 Or_r32_rm32, Or_rm64_r64 Or_r64_rm64,
+        Xor_rm8_r8 Xor_r8_rm8, Xor_rm16_r16 Xor_r16_rm16, Xor_rm32_r32 Xor_r32_rm32, Xor_rm64_r64 Xor_r64_rm64,
+        Cmp_rm8_r8 Cmp_r8_rm8, Cmp_rm16_r16 Cmp_r16_rm16, Cmp_rm32_r32 Cmp_r32_rm32, Cmp_rm64_r64 Cmp_r64_rm64,
+        Adc_rm8_r8 Adc_r8_rm8, Adc_rm16_r16 Adc_r16_rm16, Adc_rm32_r32 Adc_r32_rm32, Adc_rm64_r64 Adc_r64_rm64,
+        Sbb_rm8_r8 Sbb_r8_rm8, Sbb_rm16_r16 Sbb_r16_rm16, Sbb_rm32_r32 Sbb_r32_rm32, Sbb_rm64_r64 Sbb_r64_rm64,
+    }
 }
 
 /// The memory operand becomes `[ADDRESS]`.
