@@ -6,6 +6,7 @@
 
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
 use super::vectors::{self, Routines, Width};
+use crate::mmu::{Access, ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// Offsets in the frame, in bytes.
 pub mod slot {
@@ -21,6 +22,12 @@ pub mod slot {
     pub const ATTENTION: i32 = 48;
     /// The present regime's table from RIP to code: see [`super::super::targets`].
     pub const TARGETS: i32 = 56;
+    /// How the arithmetic flags follow from registers, by a recipe's number; 0 where [`FLAGS`] has them. 32 bits.
+    pub const RECIPE: i32 = 64;
+    /// Which vector and x87 registers are in the host's: bits of [`super::vectors`]. 32 bits.
+    pub const LIVE: i32 = 68;
+    /// The linear address of the page that the stack was last found in: see [`super::Stubs::stack`].
+    pub const STACK_PAGE: i32 = 72;
     /// Instructions executed, above [`super::Context::start`].
     pub const COUNT: i32 = 80;
     /// Whatever must survive a few instructions.
@@ -29,12 +36,10 @@ pub mod slot {
     pub const FS_BASE: i32 = 96;
     /// GS follows FS.
     pub const GS_BASE: i32 = 104;
-    /// The guest's vector registers in memory.
-    pub const VECTOR: i32 = 112;
-    /// Which vector and x87 registers are in the host's: bits of [`super::vectors`].
-    pub const LIVE: i32 = 120;
-    /// MXCSR for Rust code.
-    pub const HOST_MXCSR: i32 = 124;
+    /// How far from [`STACK_PAGE`] an operand on the stack may begin; 0 where no page is known.
+    pub const STACK_LIMIT: i32 = 112;
+    /// What makes a linear address in that page a host address.
+    pub const STACK_ADDEND: i32 = 120;
     /// An [`super::vectors::X87Area`].
     pub const X87_AREA: i32 = 128;
     /// The return address of a step.
@@ -47,10 +52,12 @@ pub mod slot {
     pub const X87_RIP: i32 = 160;
     /// The interpreter that runs the code: see [`super::super::owner`].
     pub const OWNER: i32 = 168;
-    /// How the arithmetic flags follow from registers, by a recipe's number; 0 where [`FLAGS`] has them. 32 bits.
-    pub const RECIPE: i32 = 176;
+    /// The guest's vector registers in memory.
+    pub const VECTOR: i32 = 176;
+    /// MXCSR for Rust code.
+    pub const HOST_MXCSR: i32 = 184;
     /// The frame's size: with the return address and six saved registers a multiple of 16.
-    pub const SIZE: i32 = 184;
+    pub const SIZE: i32 = 200;
 }
 
 /// What the code that surrounds translated code shares with Rust. The first fields are copied into the frame.
@@ -151,8 +158,23 @@ pub struct Stubs {
     pub refuse: usize,
     /// Called: runs the handler that the call whose number is in [`ADDRESS`] names.
     pub step: usize,
+    /// Called: finds an operand on the stack that does not lie in the page that is known, and makes its page known. The
+    /// linear address in [`ADDRESS`] becomes the host's; CF is set where the translation cache has no answer. By
+    /// [`stack_routine`].
+    pub stack: [usize; STACK_ROUTINES],
     /// Vector and x87 state.
     pub vectors: Routines,
+}
+
+/// The largest operand that is looked for with the stack, in bytes: a power of two.
+const STACK_OPERAND: i32 = 128;
+/// Operands of each power of two, for loads and for stores.
+const STACK_ROUTINES: usize = 2 * (STACK_OPERAND.trailing_zeros() as usize + 1);
+
+/// Which of [`Stubs::stack`] finds operands of a size in bytes; `None` where none does.
+pub fn stack_routine(access: Access, size: u32) -> Option<usize> {
+    let fits = size.is_power_of_two() && size <= STACK_OPERAND as u32;
+    fits.then(|| 2 * size.trailing_zeros() as usize + usize::from(access == Access::Write))
 }
 
 /// Generates the surrounding code, to be placed at offset `base`.
@@ -170,6 +192,10 @@ pub fn stubs(base: usize, leave_early: bool) -> (Stubs, Vec<u8>) {
     dispatch(&mut a, stubs.leave);
     stubs.step = a.here();
     step(&mut a, stubs.dispatch, save);
+    for (n, routine) in stubs.stack.iter_mut().enumerate() {
+        *routine = a.here();
+        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2));
+    }
     (stubs.at(base), a.bytes)
 }
 
@@ -189,6 +215,7 @@ impl Stubs {
             leave: base + self.leave,
             refuse: base + self.refuse,
             step: base + self.step,
+            stack: self.stack.map(|routine| base + routine),
             vectors,
         }
     }
@@ -241,6 +268,7 @@ fn enter(a: &mut Assembler, leave_early: bool) {
         a.memory(false, &[0xc7], 0, RSP, at);
         a.bytes.extend_from_slice(&value.to_le_bytes());
     }
+    forget_stack(a);
     a.store(RSI, RSP, slot::SPARE);
     a.load(SCRATCH, RDI, REGISTERS);
     load_guest(a);
@@ -304,6 +332,43 @@ fn dispatch(a: &mut Assembler, leave: usize) {
     a.land(another, leave);
 }
 
+/// One of [`Stubs::stack`]. The frame is 8 bytes further, behind the return address.
+fn find_on_stack(a: &mut Assembler, tag: i32, size: i32) {
+    let slot = |slot: i32| slot + 8;
+    a.mov(SCRATCH, ADDRESS);
+    a.shift(5, SCRATCH, 7);
+    a.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
+    a.memory(true, &[0x03], SCRATCH, RSP, slot(slot::TLB));
+    a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
+    a.alu_immediate(true, 7, ADDRESS, 4096 - size);
+    let missing = a.jump_if(7);
+    a.store(ADDRESS, RSP, slot(slot::KEPT));
+    // Only a page that may be read and written is noted.
+    a.load(ADDRESS, SCRATCH, ENTRY_WRITE);
+    a.memory(true, &[0x3b], ADDRESS, SCRATCH, ENTRY_READ);
+    let differ = a.jump_if(5);
+    a.store(ADDRESS, RSP, slot(slot::STACK_PAGE));
+    a.registers(true, &[0xf7], 3, ADDRESS); // neg
+    a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
+    a.store(ADDRESS, RSP, slot(slot::STACK_ADDEND));
+    a.memory(true, &[0xc7], 0, RSP, slot(slot::STACK_LIMIT));
+    a.bytes.extend_from_slice(&(4096 - STACK_OPERAND + 1).to_le_bytes());
+    let here = a.here();
+    a.land(differ, here);
+    a.load(ADDRESS, RSP, slot(slot::KEPT));
+    a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
+    a.bytes.extend_from_slice(&[0xf8, 0xc3]); // clc; ret
+    let here = a.here();
+    a.land(missing, here);
+    a.bytes.extend_from_slice(&[0xf9, 0xc3]); // stc; ret
+}
+
+/// `mov qword [..], 0`: the page of the stack is not known any more.
+pub fn forget_stack(a: &mut Assembler) {
+    a.memory(true, &[0xc7], 0, RSP, slot::STACK_LIMIT);
+    a.bytes.extend_from_slice(&[0; 4]);
+}
+
 /// The return address is on the stack above the frame, and then in the spare slot.
 fn step(a: &mut Assembler, dispatch: usize, save: usize) {
     a.memory(false, &[0x8f], 0, RSP, slot::RETURN); // pop [..]: addressed by the RSP that it leaves
@@ -338,6 +403,8 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
     }
     a.load(RAX, RDI, RIP);
     a.store(RAX, RSP, slot::SPARE);
+    // The translation cache may have changed.
+    forget_stack(a);
     // The flags are in the frame now.
     a.memory(false, &[0xc7], 0, RSP, slot::RECIPE);
     a.bytes.extend_from_slice(&[0; 4]);

@@ -49,9 +49,23 @@ struct At {
     pending: i32,
 }
 
+/// What leads to a handler.
+#[derive(Clone, Copy)]
+struct Miss {
+    from: Jump,
+    /// The routine that looks again, for an operand on the stack, and where it goes on where that finds it.
+    stack: Option<(usize, usize)>,
+}
+
+impl From<Jump> for Miss {
+    fn from(from: Jump) -> Self {
+        Self { from, stack: None }
+    }
+}
+
 /// A way to a handler, and back.
 struct Cold {
-    from: Jump,
+    miss: Miss,
     call: Call,
     /// Whether the way back needs the flags in the host's.
     load_flags: bool,
@@ -306,10 +320,15 @@ impl Translator<'_> {
             self.effective_address(i)?;
             let own = if i.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
             if let Some(alignment) = Some(vector.map_or(own, |v| v.alignment)).filter(|&a| a > 1) {
-                misses.push(self.misaligned(alignment));
+                misses.push(self.misaligned(alignment).into());
             }
             let access = if writes { Access::Write } else { Access::Read };
-            misses.push(self.probe(access, i.memory_size().size() as u32));
+            let size = i.memory_size().size() as u32;
+            misses.push(if operand::is_on_stack(i) {
+                self.probe_stack(access, size)
+            } else {
+                self.probe(access, size).into()
+            });
         }
         let (mut modified, mut read) = (i.rflags_modified() & FLAGS, i.rflags_read() & FLAGS);
         if let Some(rotation) = self.rotation_without_flags(i) {
@@ -388,7 +407,7 @@ impl Translator<'_> {
 
     /// Remembers that a jump goes to the handler of the present instruction, as `call` says, and on from here. Where the
     /// instruction is its block's last, the handler's caller finds the next block.
-    fn resume_here(&mut self, from: Jump, mut call: Call, i: &Instruction) {
+    fn resume_here(&mut self, from: impl Into<Miss>, mut call: Call, i: &Instruction) {
         let load_flags = matches!(self.at.flags, Flags::Host | Flags::Both);
         let (mut resume, mut counts) = (Some(self.a.here()), 0);
         if self.is_last() {
@@ -397,15 +416,16 @@ impl Translator<'_> {
             (call.pending, resume) = (-count, None);
         }
         let (next, executed) = (i.next_ip(), self.number + 1);
-        self.cold.push(Cold { from, call, load_flags, resume, next, executed, counts, more: 0 });
+        let miss = from.into();
+        self.cold.push(Cold { miss, call, load_flags, resume, next, executed, counts, more: 0 });
     }
 
     /// The same, where the instruction is a branch.
-    fn no_resume(&mut self, from: Jump) {
+    fn no_resume(&mut self, from: impl Into<Miss>) {
         let call = self.call();
         debug_assert!(call.pending == -(self.part().block.count as i32), "the count is complete");
         self.cold.push(Cold {
-            from,
+            miss: from.into(),
             call,
             load_flags: false,
             resume: None,

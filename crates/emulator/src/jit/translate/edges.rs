@@ -243,7 +243,12 @@ impl Translator<'_> {
     pub(super) fn cold_paths(&mut self) {
         for cold in std::mem::take(&mut self.cold) {
             let here = self.a.here();
-            self.a.land(cold.from, here);
+            self.a.land(cold.miss.from, here);
+            if let Some((routine, found)) = cold.miss.stack {
+                self.call_out(routine);
+                let again = self.a.jump_if(3);
+                self.a.land(again, found);
+            }
             self.cold_path(&cold);
         }
         for (jumps, rip) in std::mem::take(&mut self.leaving) {

@@ -101,7 +101,7 @@ impl Translator<'_> {
         self.give_up_flags();
         let call = self.call();
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe(Access::Write, 8);
+        let miss = self.probe_stack(Access::Write, 8);
         match i.op_kind(0) {
             OpKind::Register if i.op_register(0).is_gpr64() => {
                 let from = self.guest(i.op_register(0).number() as u8, SCRATCH);
@@ -122,7 +122,7 @@ impl Translator<'_> {
         self.give_up_flags();
         let call = self.call();
         self.a.mov(ADDRESS, GUEST_RSP);
-        let miss = self.probe(Access::Read, 8);
+        let miss = self.probe_stack(Access::Read, 8);
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8);
         match home(register.number() as u8) {
             Home::Host(host) => self.a.load(host, ADDRESS, 0),
@@ -143,7 +143,7 @@ impl Translator<'_> {
         let below = if pushes { -bytes } else { 0 };
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, below);
         let access = if pushes { Access::Write } else { Access::Read };
-        let from = self.probe(access, bytes as u32);
+        let from = self.probe_stack(access, bytes as u32);
         for (n, i) in (0..).zip(insns) {
             let (register, at) =
                 (i.op_register(0).number() as u8, 8 * if pushes { count - 1 - n } else { n });
@@ -178,7 +178,7 @@ impl Translator<'_> {
         self.a.load(ADDRESS, ADDRESS, 0);
         self.a.store(ADDRESS, RSP, slot::SPARE);
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let unwritten = self.probe(Access::Write, 8);
+        let unwritten = self.probe_stack(Access::Write, 8);
         self.a.load(SCRATCH, RSP, slot::SPARE);
         self.a.store(SCRATCH, ADDRESS, 0);
         self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
@@ -201,7 +201,7 @@ impl Translator<'_> {
     /// Pushes the address of the next instruction.
     fn push_next(&mut self, i: &Instruction) {
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe(Access::Write, 8);
+        let miss = self.probe_stack(Access::Write, 8);
         self.no_resume(miss);
         self.a.mov_immediate(SCRATCH, i.next_ip());
         self.a.store(SCRATCH, ADDRESS, 0);
@@ -249,7 +249,7 @@ impl Translator<'_> {
     fn ret(&mut self, i: &Instruction) {
         self.begin_branch();
         self.a.mov(ADDRESS, GUEST_RSP);
-        let miss = self.probe(Access::Read, 8);
+        let miss = self.probe_stack(Access::Read, 8);
         self.no_resume(miss);
         self.a.load(ADDRESS, ADDRESS, 0);
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };

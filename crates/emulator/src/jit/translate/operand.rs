@@ -2,9 +2,9 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::{NotCopied, Translator};
+use super::{Miss, NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
-use crate::jit::frame::slot;
+use crate::jit::frame::{slot, stack_routine};
 use crate::mmu::{Access, ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// Where a guest register lives.
@@ -36,6 +36,17 @@ impl Translator<'_> {
         let miss = self.a.jump_if(7);
         self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
         miss
+    }
+
+    /// The same for an operand on the stack, which is looked for in the page that the one before it was found in.
+    pub(super) fn probe_stack(&mut self, access: Access, size: u32) -> Miss {
+        let Some(routine) = stack_routine(access, size) else { return self.probe(access, size).into() };
+        self.a.mov(SCRATCH, ADDRESS);
+        self.a.memory(true, &[0x2b], SCRATCH, RSP, slot::STACK_PAGE);
+        self.a.memory(true, &[0x3b], SCRATCH, RSP, slot::STACK_LIMIT);
+        let from = self.a.jump_if(3);
+        self.a.memory(true, &[0x03], ADDRESS, RSP, slot::STACK_ADDEND);
+        Miss { from, stack: Some((self.stubs.stack[routine], self.a.here())) }
     }
 
     /// The jump is taken where the address in [`ADDRESS`] is no multiple of `alignment`, a power of two.
@@ -302,6 +313,13 @@ fn from_memory(code: Code) -> Option<Code> {
         Adc_rm8_r8 Adc_r8_rm8, Adc_rm16_r16 Adc_r16_rm16, Adc_rm32_r32 Adc_r32_rm32, Adc_rm64_r64 Adc_r64_rm64,
         Sbb_rm8_r8 Sbb_r8_rm8, Sbb_rm16_r16 Sbb_r16_rm16, Sbb_rm32_r32 Sbb_r32_rm32, Sbb_rm64_r64 Sbb_r64_rm64,
     }
+}
+
+/// Whether the memory operand is on the stack: addressed by RSP alone.
+pub fn is_on_stack(i: &Instruction) -> bool {
+    i.memory_base() == Register::RSP
+        && i.memory_index() == Register::None
+        && !matches!(i.memory_segment(), Register::FS | Register::GS)
 }
 
 /// The memory operand becomes `[ADDRESS]`.

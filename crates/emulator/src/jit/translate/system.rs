@@ -7,7 +7,7 @@ use x86::{Cr4, Efer, SegmentRegister};
 
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, R11, RAX, RCX, RDX, RSP, SCRATCH};
-use crate::jit::frame::slot;
+use crate::jit::frame::{forget_stack, slot};
 use crate::jit::owner;
 use crate::mmu::{Access, View, ViewState};
 
@@ -138,6 +138,7 @@ impl Translator<'_> {
         self.a.store_byte(SCRATCH, owner::VIEW, view as u8);
         self.a.load(ADDRESS, SCRATCH, owner::view_state(view));
         self.a.store(ADDRESS, RSP, slot::TLB);
+        forget_stack(&mut self.a);
         let here = self.a.here();
         self.a.land(unguarded, here);
         Ok(())
@@ -152,7 +153,7 @@ impl Translator<'_> {
         self.lose_flags();
         let call = self.call();
         self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe(Access::Write, 8);
+        let miss = self.probe_stack(Access::Write, 8);
         self.arithmetic_flags(SCRATCH);
         self.a.store(SCRATCH, RSP, slot::SPARE);
         self.owner();
@@ -331,6 +332,7 @@ impl Translator<'_> {
         let state = owner::view_state(view);
         self.a.load(ADDRESS, SCRATCH, state);
         self.a.store(ADDRESS, RSP, slot::TLB);
+        forget_stack(&mut self.a);
         self.a.load(ADDRESS, SCRATCH, state + ViewState::TARGETS);
         self.a.store(ADDRESS, RSP, slot::TARGETS);
     }
