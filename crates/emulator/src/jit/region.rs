@@ -17,6 +17,9 @@ use crate::mode::Mode;
 
 /// Instructions in a region, at most (the root's may be more).
 const MOST_INSNS: usize = 400;
+/// Rounds of a loop that are translated one after another, at most, and the instructions in them.
+const ROUNDS: usize = 4;
+const ROUNDS_INSNS: usize = 48;
 
 /// The arithmetic flags, as iced names them.
 pub const FLAGS: u32 =
@@ -36,6 +39,7 @@ pub struct Facts {
 }
 
 /// One block of a region.
+#[derive(Clone)]
 pub struct Part {
     /// The block's number.
     pub number: u32,
@@ -49,6 +53,8 @@ pub struct Part {
     pub successors: Vec<u64>,
     /// Whether more than one edge leads here, one from outside among them where it is the root.
     pub join: bool,
+    /// Whether it is a block that leads to itself, and the next part is its next round.
+    pub again: bool,
 }
 
 /// Blocks that are translated together, in the order of their code.
@@ -93,8 +99,30 @@ impl Region {
             region.index.insert(block.rip, region.parts.len());
             region.parts.push(part);
         }
+        if most >= 2 {
+            region.unroll();
+        }
         region.find_joins(most);
         region
+    }
+
+    /// The part that an edge of another leads to.
+    pub fn target(&self, from: usize, rip: u64) -> Option<usize> {
+        let part = self.parts.get(from)?;
+        if part.again && rip == part.block.rip { Some(from + 1) } else { self.index.get(&rip).copied() }
+    }
+
+    /// A block that leads to itself gets further rounds behind it: flags stay where they are between them, and what is
+    /// done once a round is done once for all of them. The last round leads to the first one.
+    fn unroll(&mut self) {
+        for part in std::mem::take(&mut self.parts) {
+            let loops = part.successors.contains(&part.block.rip);
+            let rounds = if loops { (ROUNDS_INSNS / part.insns.len().max(1)).clamp(1, ROUNDS) } else { 1 };
+            self.index.insert(part.block.rip, self.parts.len());
+            let first = self.parts.len();
+            self.parts.extend(std::iter::repeat_n(part, rounds));
+            self.parts[first..].iter_mut().rev().skip(1).for_each(|part| part.again = true);
+        }
     }
 
     fn find_joins(&mut self, most: usize) {
@@ -105,9 +133,11 @@ impl Region {
         }
         let mut edges = vec![0; self.parts.len()];
         edges[0] = 1;
-        for rip in self.parts.iter().flat_map(|part| &part.successors) {
-            if let Some(&to) = self.index.get(rip) {
-                edges[to] += 1;
+        for (from, part) in self.parts.iter().enumerate() {
+            for &rip in &part.successors {
+                if let Some(to) = self.target(from, rip) {
+                    edges[to] += 1;
+                }
             }
         }
         for (part, edges) in self.parts.iter_mut().zip(edges) {
@@ -128,7 +158,7 @@ impl Part {
         let insns: Vec<_> = (0..block.count).map(|_| decoder.decode()).collect();
         let facts = insns.iter().map(|insn| Facts::of(insn, factory, copies)).collect();
         let successors = insns.last().map(|last| successors(last, block.end)).unwrap_or_default();
-        Self { number, block, insns, facts, successors, join: false }
+        Self { number, block, insns, facts, successors, join: false, again: false }
     }
 }
 

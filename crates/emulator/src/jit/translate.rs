@@ -47,6 +47,9 @@ struct At {
     recipe: Option<Recipe>,
     /// What the count of instructions lacks, of those before the present block.
     pending: i32,
+    /// Whether the frame may have a recipe that does not hold any more. None may be there where it is left or a join is
+    /// reached.
+    stale: bool,
 }
 
 /// What leads to a handler.
@@ -138,7 +141,7 @@ pub fn translate(
         stubs,
         present: 0,
         number: 0,
-        at: At { flags: Flags::Frame, recipe: None, pending: 0 },
+        at: At { flags: Flags::Frame, recipe: None, pending: 0, stale: false },
         dynamic: flags::dynamic_joins(region),
         incoming: vec![None; parts],
         labels: vec![None; parts],
@@ -199,8 +202,9 @@ impl Translator<'_> {
             self.a.land(jump, here);
         }
         let counted = if self.source.counts_at_entry { -(self.part().block.count as i32) } else { 0 };
-        let flags = if self.dynamic[present].is_some() { Flags::Dynamic } else { Flags::Frame };
-        let fresh = At { flags, recipe: None, pending: counted };
+        let stale = self.dynamic[present].is_some();
+        let flags = if stale { Flags::Dynamic } else { Flags::Frame };
+        let fresh = At { flags, recipe: None, pending: counted, stale };
         self.at = self.incoming[present].unwrap_or(fresh);
         let mut ended = false;
         let region = self.region;
@@ -266,8 +270,8 @@ impl Translator<'_> {
         }
         let call = self.call();
         self.call_handler(call);
-        self.at.flags = Flags::Frame;
-        self.at.recipe = None;
+        // Whoever calls the handler leaves no recipe in the frame.
+        self.at = At { flags: Flags::Frame, recipe: None, stale: false, ..self.at };
         if last {
             // The handler gives the next RIP itself.
             return true;
@@ -373,9 +377,6 @@ impl Translator<'_> {
             self.a.store(SCRATCH, RSP, crate::jit::frame::slot::X87_RIP);
         }
         if modified != 0 {
-            if self.at.flags == Flags::Dynamic {
-                self.set_recipe(0);
-            }
             self.at.flags = Flags::Host;
             self.at.recipe = self.recipe_after(i);
         }

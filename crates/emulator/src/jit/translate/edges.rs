@@ -116,7 +116,7 @@ impl Translator<'_> {
 
     /// Goes on at a known RIP. `falls`: nothing of this part follows in the code.
     pub(super) fn edge(&mut self, rip: u64, falls: bool) {
-        let Some(&to) = self.region.index.get(&rip) else {
+        let Some(to) = self.region.target(self.present, rip) else {
             self.save_flags();
             self.count_now();
             return self.exit_to(rip);
@@ -193,7 +193,13 @@ impl Translator<'_> {
         self.load_flags();
         let at = self.at;
         let rip = i.near_branch_target();
-        match self.region.index.get(&rip).copied() {
+        match self.region.target(self.present, rip) {
+            Some(to) if to == self.present + 1 && !self.region.parts[to].join => {
+                // The next round of a loop.
+                let not_taken = self.a.jump_if(condition ^ 1);
+                self.inherit_or_defer(not_taken, i.next_ip(), at);
+                return self.edge(rip, true);
+            }
             Some(to) if to <= self.present && self.region.parts[to].join => {
                 // Back: the way that is taken most often.
                 let not_taken = self.a.jump_if(condition ^ 1);
@@ -230,7 +236,7 @@ impl Translator<'_> {
 
     /// A jump that is taken under a condition: to a part that inherits the present state, or to an edge of its own.
     fn inherit_or_defer(&mut self, jump: Jump, rip: u64, at: At) {
-        match self.region.index.get(&rip).copied() {
+        match self.region.target(self.present, rip) {
             Some(to) if !self.region.parts[to].join => {
                 self.incoming[to] = Some(self.leaving_part());
                 self.land_at(jump, to);
@@ -274,7 +280,7 @@ impl Translator<'_> {
             self.call_handler(Call { insn, ..cold.call });
         }
         let Some(resume) = cold.resume else { return };
-        self.at = At { flags: Flags::Frame, recipe: None, pending: cold.call.pending };
+        self.at = At { flags: Flags::Frame, recipe: None, pending: cold.call.pending, stale: false };
         self.revive(cold.next, cold.executed);
         if cold.load_flags {
             self.load_flags();

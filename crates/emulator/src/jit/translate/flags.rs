@@ -39,6 +39,9 @@ impl Translator<'_> {
         self.a.memory(false, &[0x88], 4, RSP, slot::FLAGS); // mov [..], ah
         self.a.memory(false, &[0x0f, 0x90], 0, RSP, slot::FLAGS + 1); // seto [..]
         self.a.mov(RAX, SCRATCH);
+        if std::mem::take(&mut self.at.stale) {
+            self.set_recipe(0);
+        }
         self.at.flags = Flags::Both;
     }
 
@@ -49,7 +52,7 @@ impl Translator<'_> {
             (Some(recipe), Some(kept)) if recipe.before().is_none() && recipe.needs & !kept == 0 => {
                 let number = self.calls.recipe(recipe);
                 self.set_recipe(number);
-                self.at.flags = Flags::Recipe(number);
+                (self.at.flags, self.at.stale) = (Flags::Recipe(number), false);
             }
             _ => self.save_flags(),
         }
