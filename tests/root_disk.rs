@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use common::user::{OrdinaryUser, open_to_all};
 use common::{finish, ringside, run_within, stderr};
 
 /// Fetching the packages is in it, and a host that has other things to do.
@@ -80,6 +81,46 @@ fn a_disk_is_built_booted_to_a_login_and_worked_in() {
     assert_eq!(String::from_utf8_lossy(&rescued.stdout), "ringside\n");
     let packages = run_within(&mut on_disk(&disk, &["--package", "hello"]), LIMIT);
     assert!(stderr(&packages).contains("--rescue"), "{}", stderr(&packages));
+    its_system_boots_from_a_folder(&disk);
+}
+
+/// The same system in a folder of an ordinary user's, with all its owners: it boots to a login, and works.
+fn its_system_boots_from_a_folder(disk: &Path) {
+    let user = OrdinaryUser::new();
+    let (_folder, own) = user.own_folder();
+    let attribute = rustix::fs::setxattr(&own, "user.test", b"", rustix::fs::XattrFlags::empty());
+    if attribute.is_err() {
+        return eprintln!("skipped: the host's folder for temporary files has no attributes of users");
+    }
+    for path in [disk.parent().unwrap(), disk] {
+        open_to_all(path);
+    }
+    let copy = "mkdir /d && modprobe ext4 && mount -t ext4 -o ro,noload /dev/vda /d && cp -a /d/. /mnt/share && \
+                rm /mnt/share/etc/fstab && ls -ld /mnt/share/usr/bin/passwd | cut -c1-10";
+    let mut command = user.ringside();
+    command.args(["run", "--engine", "soft", "--exits", "off", "--rescue", "--memory", "1G", "--exec", copy]);
+    command.arg("--disk").arg(format!("path={},readonly=on", disk.display()));
+    let copied = run_within(command.arg("--share").arg(&own), LIMIT);
+    assert_eq!(String::from_utf8_lossy(&copied.stdout), "-rwsr-xr-x\n", "{}", stderr(&copied));
+    let lines = "systemctl is-system-running --wait; stat -c %U:%G:%a /etc/shadow /usr/bin/su; hello; \
+                 useradd -m ann; dpkg --audit; \
+                 su ann -c 'cd; mkfifo p; ln -s /etc/shadow l; (echo through > p &) ; cat p; ls -l p l; cat l'\n";
+    for kind in ["fs", "9p"] {
+        let mut command = user.ringside();
+        command.args(["run", "--engine", "soft", "--exits", "off", "--cpus", "2", "--root"]);
+        command.arg(format!("{},as={kind}", own.display()));
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let output = finish(child, LIMIT);
+        let console = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{kind}: {console}\n{}", stderr(&output));
+        let parts = ["running\r\n", "root:shadow:640\r\nroot:root:4755\r\n", "Hello, world!", "through\r\n"];
+        let others = ["p\r\n", " ann ann ", "Permission denied", "Power down"];
+        for part in parts.into_iter().chain(others) {
+            assert!(console.contains(part), "{kind}: no {part:?} in:\n{console}");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -191,5 +192,53 @@ fn an_ordinary_users_programs_do_with_files_what_roots_do_on_the_host() {
             assert_eq!(got, expected, "{kind}");
         }
         assert_eq!(got.lines().count(), expected.lines().count(), "{kind}");
+    }
+}
+
+#[test]
+fn an_ordinary_user_shares_no_more_than_is_theirs() {
+    let user = OrdinaryUser::new();
+    for kind in ["fs", "9p"] {
+        let (_folder, own) = user.own_folder();
+        std::fs::create_dir(own.join("sticky")).unwrap();
+        for (name, mode) in
+            [("own", 0o640), ("closed", 0), ("public", 0o644), ("secret", 0o600), ("sticky/f", 0o666)]
+        {
+            std::fs::write(own.join(name), name).unwrap();
+            std::fs::set_permissions(own.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        std::fs::set_permissions(own.join("sticky"), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        user.give(&own.join("own"));
+        user.give(&own.join("closed"));
+        let before = std::fs::metadata(own.join("own")).unwrap();
+        // What the guest's root may there, what it makes, and whom it gives that to.
+        let mine = "cd /mnt/share; stat -c '%u:%g:%a' own; cat closed 2>&1; chown 5:6 own; chmod 6711 own; \
+                    stat -c '%u:%g:%a' own; umask 077; mkdir private; echo x > private/f; mknod private/n c 1 3; \
+                    chmod 0 private/f; cat private/f; chown 7 private/f; stat -c '%u:%a' private/f; ";
+        let others = "stat -c '%u:%g:%a' public; cat public; echo; (echo x > public) 2>&1; cat secret 2>&1; \
+                      chown 5 public 2>&1; chmod 4755 public 2>&1; rm -f sticky/f 2>&1; touch sticky/new && rm sticky/new";
+        let script = if is_root() { format!("{mine}{others}") } else { mine.to_owned() };
+        let mut command = user.ringside();
+        command.args(["run", "--engine", "soft", "--share"]).arg(format!("{},as={kind}", own.display()));
+        let output = run_within(command.args(["--exec", &script]), LIMIT);
+        let got = text(&output);
+        let said: Vec<&str> = got.lines().collect();
+        assert_eq!(said[0], "0:0:640", "{kind}: {got}");
+        assert!(said[1].ends_with("Permission denied"), "{kind}: {got}");
+        assert_eq!(said[2..5], ["5:6:6711", "x", "7:0"], "{kind}: {got}");
+        if is_root() {
+            assert_eq!(said[5..7], ["65534:65534:644", "public"], "{kind}: {got}");
+            let refused = &said[7..];
+            assert_eq!(refused.len(), 5, "{kind}: {got}");
+            let denied = |line: &&str| line.contains("denied") || line.contains("not permitted");
+            assert!(refused.iter().all(denied), "{kind}: {got}");
+            assert_eq!(std::fs::read(own.join("public")).unwrap(), b"public");
+        }
+        let after = std::fs::metadata(own.join("own")).unwrap();
+        assert_eq!((after.uid(), after.gid(), after.mode() & 0o7777), (before.uid(), before.gid(), 0o711));
+        let made = |name: &str| std::fs::symlink_metadata(own.join("private").join(name)).unwrap();
+        assert!(made("n").is_file() && made("n").mode() & 0o7777 == 0o600);
+        assert_eq!((made("f").uid(), made("f").mode() & 0o7777), (before.uid(), 0o600));
+        assert_eq!(std::fs::metadata(own.join("private")).unwrap().mode() & 0o7777, 0o700);
     }
 }

@@ -352,6 +352,10 @@ static void owners(void) {
         const char *attribute = ATTRIBUTES[below(5)];
         char value[300], all[500];
         long len = below(300);
+        int flags = below(3);
+        // Over 9P this is to remove it.
+        if (is_9p && flags == XATTR_REPLACE)
+            len++;
         struct stat s;
         // The host has no place for those of links, pipes and sockets.
         if (attribute[0] == 't' && (lstat(name, &s) || (!S_ISREG(s.st_mode) && !S_ISDIR(s.st_mode))))
@@ -359,7 +363,7 @@ static void owners(void) {
         memset(value, 'v', sizeof value);
         printf("xattr %s %s", name, attribute);
         if (below(2))
-            outcome(lsetxattr(name, attribute, value, len, below(3)));
+            outcome(lsetxattr(name, attribute, value, len, flags));
         else if (seldom(3))
             outcome(lremovexattr(name, attribute));
         long got = lgetxattr(name, attribute, value, seldom(3) ? 10 : sizeof value);

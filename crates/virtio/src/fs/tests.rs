@@ -295,3 +295,97 @@ fn the_device_survives_random_drivers() {
     place.check_outside();
     assert_eq!(descriptors_below(&place.path("")), 0, "nothing is left open");
 }
+
+/// A request's length is right, and nothing reserves more of the host's disk than a little.
+fn mend(request: &mut Vec<u8>) {
+    request.resize(request.len().max(IN_HEADER), 0);
+    let len = (request.len() as u32).to_le_bytes();
+    request[..4].copy_from_slice(&len);
+    let is_allocation = request[4..8] == opcode::FALLOCATE.to_le_bytes();
+    if is_allocation && request.len() >= IN_HEADER + size_of::<FallocateIn>() {
+        // The offset's and the length's upper bytes.
+        request[IN_HEADER + 11..IN_HEADER + 16].fill(0);
+        request[IN_HEADER + 19..IN_HEADER + 24].fill(0);
+    }
+}
+
+#[test]
+fn changed_requests_of_linux_are_answered_and_stay_in_the_folder() {
+    crate::share::fuzz::exercise(&crate::share::fuzz::Protocol {
+        server: &|folder| Box::new(FuseServer::new(folder, Cache::Auto)),
+        corpus: include_str!("corpus.txt"),
+        prelude: 1,
+        mend,
+        check: |request, answer| {
+            let header = OutHeader::read_from_prefix(answer).unwrap().0;
+            let asked = InHeader::read_from_prefix(request).unwrap().0;
+            assert_eq!((header.len as usize, header.unique), (answer.len(), asked.unique));
+            assert!((-4095..=0).contains(&header.error) && (header.error == 0 || answer.len() == OUT_HEADER));
+        },
+    });
+}
+
+#[test]
+fn a_guest_that_lies_about_numbers_and_lengths_is_refused() {
+    let place = Place::new();
+    let client = Client::new(&place, Cache::Auto);
+    let (entry, open) = client.create("f");
+    let node = entry.nodeid;
+    for guess in [0, 2 + node, u64::MAX, i64::MAX as u64] {
+        assert_eq!(client.lookup(guess, "f").err(), Some(Errno::STALE), "{guess}");
+        assert_eq!(client.ask(opcode::GETATTR, guess, &[0; 16]), Err(Errno::STALE));
+        assert_eq!(client.ask(opcode::OPENDIR, guess, &[0; 8]), Err(Errno::STALE));
+        let link = with_name(LinkIn { oldnodeid: guess }, "hard");
+        assert_eq!(client.ask(opcode::LINK, 1, &link), Err(Errno::STALE));
+        let rename = [RenameIn { newdir: guess }.as_bytes(), b"f\0g\0"].concat();
+        assert_eq!(client.ask(opcode::RENAME, 1, &rename), Err(Errno::STALE));
+        if guess != open.fh {
+            let read = client.ask(opcode::READ, node, transfer(guess, 0, 10).as_bytes());
+            assert_eq!(read, Err(Errno::BADF), "{guess}");
+        }
+    }
+    // Lengths and offsets of which there are none.
+    let written = [transfer(open.fh, 0, 100).as_bytes(), b"short"].concat();
+    assert_eq!(client.get::<WriteOut>(opcode::WRITE, node, &written).size, 5, "what there is");
+    for offset in [u64::MAX, 1 << 63, i64::MAX as u64] {
+        assert!(client.ask(opcode::READ, node, transfer(open.fh, offset, 10).as_bytes()).is_err());
+        let write = [transfer(open.fh, offset, 5).as_bytes(), b"short"].concat();
+        assert!(client.ask(opcode::WRITE, node, &write).is_err());
+        let seek = LseekIn { fh: open.fh, offset, whence: 3, padding: 0 };
+        assert!(client.ask(opcode::LSEEK, node, seek.as_bytes()).is_err());
+    }
+    let read = client.ask(opcode::READ, node, transfer(open.fh, 0, u32::MAX).as_bytes()).unwrap();
+    assert_eq!(read, b"short");
+    let set = [&u32::MAX.to_le_bytes()[..], &[0; 12], b"user.a\0xyz"].concat();
+    assert_eq!(client.ask(opcode::SETXATTR, node, &set), Err(Errno::INVAL));
+    let folder: OpenOut = client.get(opcode::OPENDIR, 1, &[0; 8]);
+    for offset in [u64::MAX, 12345, 1 << 40] {
+        let _ = client.ask(opcode::READDIRPLUS, 1, transfer(folder.fh, offset, 1 << 16).as_bytes());
+    }
+    client.ask(opcode::READDIR, 1, transfer(folder.fh, 0, 1 << 16).as_bytes()).unwrap();
+    assert_eq!(client.ask(opcode::READ, 1, transfer(folder.fh, 0, 10).as_bytes()), Err(Errno::ISDIR));
+    assert_eq!(client.ask(opcode::READDIR, 1, transfer(open.fh, 0, 10).as_bytes()), Err(Errno::NOTDIR));
+    // More is forgotten than was held; what is open can still be used.
+    let forget = request(opcode::FORGET, node, &u64::MAX.to_le_bytes());
+    assert_eq!(send(&client.0, &forget), Err(Reply::None));
+    assert_eq!(client.ask(opcode::GETATTR, node, &[0; 16]), Err(Errno::STALE));
+    let read = client.ask(opcode::READ, node, transfer(open.fh, 0, 10).as_bytes());
+    assert_eq!(read.unwrap(), b"short");
+    place.check_outside();
+}
+
+#[test]
+fn handles_and_locks_of_a_guest_have_an_end() {
+    let place = Place::new();
+    let client = Client::new(&place, Cache::Auto);
+    let (entry, open) = client.create("f");
+    let ask = |opcode, body: &[u8]| client.ask(opcode, entry.nodeid, body);
+    let handles = (0..10_000).take_while(|_| ask(opcode::OPEN, &[0; 8]).is_ok()).count();
+    assert!(handles < 300, "{handles}");
+    assert_eq!(ask(opcode::OPEN, &[0; 8]), Err(Errno::NFILE));
+    let lock = |owner| LkIn { fh: open.fh, owner, kind: libc::F_RDLCK as u32, ..LkIn::default() };
+    let locks = (0..10_000).take_while(|&owner| ask(opcode::SETLK, lock(owner).as_bytes()).is_ok()).count();
+    assert!(locks < 300, "{locks}");
+    assert_eq!(ask(opcode::SETLK, lock(99_999).as_bytes()), Err(Errno::NOLCK));
+    assert!(descriptors_below(&place.path("")) <= 300);
+}

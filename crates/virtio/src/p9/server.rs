@@ -31,6 +31,8 @@ const NO_USER: u32 = u32::MAX;
 /// Names in one walk, and files that the client can know at a time.
 const MAX_NAMES: u16 = 16;
 const MAX_FIDS: usize = 1 << 20;
+/// XATTRCREATE's flag for an attribute that is there.
+const XATTR_REPLACE: u32 = 2;
 /// UNLINKAT's flag for folders.
 const REMOVE_FOLDER: u32 = 0x200;
 /// STATFS's kind of file system: 9P's own.
@@ -284,7 +286,8 @@ impl P9Server {
         let result = match fid.open {
             Opened::Handle(handle) => self.folder.close(handle),
             Opened::Attribute { name, size, flags, value, .. } => match size {
-                0 => self.folder.remove_attribute(fid.node, &name),
+                // So a client asks for an attribute to be removed.
+                0 if flags & XATTR_REPLACE != 0 => self.folder.remove_attribute(fid.node, &name),
                 _ if value.len() < size => Err(Errno::INVAL),
                 _ => self.folder.set_attribute(fid.node, &name, &value, flags),
             },

@@ -290,3 +290,56 @@ fn attributes_that_fids_hold_have_an_end() {
     let named = out().u32(2).text(long.as_bytes()).u64(1).u32(0);
     assert_eq!(client.ask(kind_of::XATTRCREATE, named), Err(Errno::RANGE));
 }
+
+#[test]
+fn changed_requests_of_linux_are_answered_and_stay_in_the_folder() {
+    crate::share::fuzz::exercise(&crate::share::fuzz::Protocol {
+        server: &|folder| Box::new(P9Server::new(folder)),
+        corpus: include_str!("corpus.txt"),
+        prelude: 2,
+        mend: |request| {
+            request.resize(request.len().max(HEADER), 0);
+            let len = (request.len() as u32).to_le_bytes();
+            request[..4].copy_from_slice(&len);
+        },
+        check: |request, answer| {
+            assert_eq!(Fields(answer).u32().unwrap() as usize, answer.len());
+            assert_eq!(answer[5..7], request[5..7], "the tag");
+            assert!(answer[4] == request[4].wrapping_add(1) || answer[4] == kind_of::LERROR + 1);
+        },
+    });
+}
+
+#[test]
+fn a_client_that_lies_about_fids_and_lengths_is_refused() {
+    let place = Place::new();
+    std::fs::create_dir_all(place.path("d/e")).unwrap();
+    let client = Client::new(&place);
+    client.create(1, "f").unwrap();
+    let many: Vec<_> = (0..17).map(|_| "..").collect();
+    assert_eq!(client.walk(0, 2, &many), Err(Errno::INVAL));
+    assert_eq!(client.walk(0, 2, &many[..16]), Ok(16), "above the folder is the folder");
+    assert_eq!(client.walk(0, 3, &["d", "e", "..", "..", "..", "f"]), Ok(6));
+    assert_eq!(client.walk(0, 1, &["d"]), Err(Errno::BADF), "the fid is taken");
+    assert_eq!(client.walk(99, 5, &[]), Err(Errno::BADF));
+    assert_eq!(client.walk(1, 5, &["x"]), Err(Errno::NOTDIR), "a file has nothing below it");
+    for name in ["../outside", "/", "d/e", ""] {
+        assert!(client.walk(0, 5, &[name]).is_err(), "{name}");
+    }
+    // A count of names without the names.
+    assert_eq!(client.ask(kind_of::WALK, out().u32(0).u32(5).u16(3).text(b"d")), Err(Errno::INVAL));
+    assert_eq!(client.ask(kind_of::WALK, out().u32(0).u32(5).u16(1).u16(0xffff)), Err(Errno::INVAL));
+    let attach = out().u32(0).u32(u32::MAX).text(b"").text(b"").u32(0);
+    assert_eq!(client.ask(kind_of::ATTACH, attach), Err(Errno::BADF));
+    let read = |fid, offset, count| client.ask(kind_of::READ, out().u32(fid).u64(offset).u32(count));
+    assert_eq!(read(1, 0, u32::MAX).unwrap(), out().u32(0).0);
+    assert!(read(1, u64::MAX, 10).is_err());
+    assert_eq!(read(2, 0, 10), Err(Errno::BADF), "it is not open");
+    assert_eq!(client.ask(kind_of::WRITE, out().u32(1).u64(0).u32(u32::MAX)), Err(Errno::MSGSIZE));
+    let create = out().u32(3).text(b"user.a").u64(1 << 40).u32(0);
+    assert_eq!(client.ask(kind_of::XATTRCREATE, create), Err(Errno::TOOBIG));
+    assert_eq!(client.ask(kind_of::LOPEN, out().u32(1).u32(0)), Err(Errno::BADF), "it is open already");
+    client.ask(kind_of::CLUNK, out().u32(1)).unwrap();
+    assert_eq!(client.ask(kind_of::CLUNK, out().u32(1)), Err(Errno::BADF));
+    place.check_outside();
+}

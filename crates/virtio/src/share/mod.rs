@@ -19,6 +19,8 @@
 
 pub mod device;
 mod files;
+#[cfg(test)]
+pub(crate) mod fuzz;
 mod handles;
 mod kept;
 mod locks;

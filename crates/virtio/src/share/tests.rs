@@ -197,7 +197,7 @@ fn the_users_files_are_roots_and_other_owners_are_beside_the_file() {
     let back = Changes { uid: Some(0), gid: Some(0), ..Changes::default() };
     let owner = folder.change(entry.node, None, &back).unwrap().owner;
     assert_eq!((owner.uid, owner.gid, owner.mode), (0, 0, kind::FILE | 0o640));
-    assert!(folder.attribute_names(entry.node).unwrap().is_empty());
+    assert!(folder.attribute_names(entry.node, 0).unwrap().is_empty());
     assert_eq!(folder.attribute(entry.node, b"user.ringside.owner"), Err(Errno::PERM));
     assert_eq!(folder.set_attribute(entry.node, b"user.ringside.owner", b"x", 0), Err(Errno::PERM));
     // A symbolic link has no room for another owner.
@@ -217,7 +217,10 @@ fn privileges_and_devices_are_not_on_the_host() {
     assert_eq!(mode(&place.path("su")) & 0o7777, 0o755);
     folder.set_attribute(program.node, b"security.capability", b"cap", 0).unwrap();
     assert!(rustix::fs::getxattr(place.path("su"), "security.capability", &mut [0; 64]).is_err());
-    assert_eq!(folder.attribute_names(program.node).unwrap(), b"security.capability\0");
+    assert_eq!(folder.attribute_names(program.node, 7).unwrap(), b"security.capability\0");
+    folder.set_attribute(program.node, b"trusted.x", b"1", 0).unwrap();
+    assert_eq!(folder.attribute_names(program.node, 7).unwrap(), b"security.capability\0", "roots alone");
+    assert!(folder.attribute_names(program.node, 0).unwrap().ends_with(b"trusted.x\0"));
     // Who writes to it takes them away.
     folder.kill_privileges(program.node).unwrap();
     assert_eq!(folder.attributes(program.node).unwrap().owner.mode, kind::FILE | 0o755);

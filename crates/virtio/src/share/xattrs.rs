@@ -63,11 +63,11 @@ impl Folder {
         rustix::fs::removexattr(link_to(file.as_fd()), &*name)
     }
 
-    /// The names of a file's attributes, each with a NUL behind it.
+    /// The names of a file's attributes that a user of the guest may know of, each with a NUL behind it.
     ///
     /// # Errors
     /// The host's.
-    pub fn attribute_names(&self, node: NodeId) -> Result<Vec<u8>> {
+    pub fn attribute_names(&self, node: NodeId, uid: u32) -> Result<Vec<u8>> {
         let file = match self.attributed(node, Errno::NODATA) {
             Err(Errno::NODATA) => return Ok(Vec::new()),
             other => other?,
@@ -75,7 +75,8 @@ impl Folder {
         let mut list = Vec::with_capacity(MAX_LIST);
         rustix::fs::listxattr(link_to(file.as_fd()), rustix::buffer::spare_capacity(&mut list))?;
         let mut shown = Vec::new();
-        for name in list.split(|&byte| byte == 0).filter_map(guest_name) {
+        let may_know = |name: &&[u8]| uid == 0 || !name.starts_with(b"trusted.");
+        for name in list.split(|&byte| byte == 0).filter_map(guest_name).filter(may_know) {
             shown.extend_from_slice(name);
             shown.push(0);
         }

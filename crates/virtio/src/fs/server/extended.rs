@@ -22,7 +22,7 @@ impl FuseServer {
                 let asked: GetxattrIn = args.take()?;
                 (asked.size, self.folder.attribute(node, args.name()?)?)
             }
-            _ => (args.take::<GetxattrIn>()?.size, self.folder.attribute_names(node)?),
+            _ => (args.take::<GetxattrIn>()?.size, self.folder.attribute_names(node, header.uid)?),
         };
         match value {
             (0, value) => Ok(bytes(GetxattrIn { size: value.len() as u32, padding: 0 })),

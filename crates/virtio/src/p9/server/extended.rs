@@ -44,7 +44,7 @@ impl P9Server {
         if kind == kind_of::XATTRWALK {
             let (new, name) = (fields.u32()?, fields.text()?);
             let value = match name {
-                b"" => self.folder.attribute_names(fid.node)?,
+                b"" => self.folder.attribute_names(fid.node, fid.uid)?,
                 name => self.folder.attribute(fid.node, name)?,
             };
             let (size, room) = (value.len(), self.room(value.len())?);
