@@ -20,6 +20,9 @@ const MOST_INSNS: usize = 400;
 /// Rounds of a loop that are translated one after another, at most, and the instructions in them.
 const ROUNDS: usize = 4;
 const ROUNDS_INSNS: usize = 48;
+/// Instructions of a block at a region's end that is copied for each block that leads to it, at most, and those of all copies.
+const TAIL_INSNS: usize = 12;
+const COPIED_INSNS: usize = 200;
 
 /// The arithmetic flags, as iced names them.
 pub const FLAGS: u32 =
@@ -53,8 +56,10 @@ pub struct Part {
     pub successors: Vec<u64>,
     /// Whether more than one edge leads here, one from outside among them where it is the root.
     pub join: bool,
-    /// Whether it is a block that leads to itself, and the next part is its next round.
-    pub again: bool,
+    /// Parts that only this one leads to, by RIP: copies of what others lead to as well.
+    pub own: Vec<(u64, usize)>,
+    /// Whether nothing leads here: all that would have copies of their own.
+    pub dead: bool,
 }
 
 /// Blocks that are translated together, in the order of their code.
@@ -100,7 +105,16 @@ impl Region {
             region.parts.push(part);
         }
         if most >= 2 {
-            region.unroll();
+            let mut tail = |rip: u64| {
+                let number = blocks.find(page | rip & 0xfff, rip, mode).filter(|_| rip & !0xfff == base)?;
+                let block = *blocks.get(number);
+                let good = block.count as usize <= TAIL_INSNS
+                    && block.pages[1] == NO_PAGE
+                    && blocks.is_fresh(&block, memory);
+                let part = || Part::new(number, block, blocks.bytes(&block), model, (&mut factory, copies));
+                good.then(part).filter(Part::is_tail)
+            };
+            region.copy_parts(&mut tail);
         }
         region.find_joins(most);
         region
@@ -108,21 +122,55 @@ impl Region {
 
     /// The part that an edge of another leads to.
     pub fn target(&self, from: usize, rip: u64) -> Option<usize> {
-        let part = self.parts.get(from)?;
-        if part.again && rip == part.block.rip { Some(from + 1) } else { self.index.get(&rip).copied() }
+        let own = self.parts.get(from)?.own.iter().find(|&&(to, _)| to == rip);
+        own.map(|&(_, part)| part).or_else(|| self.index.get(&rip).copied())
     }
 
-    /// A block that leads to itself gets further rounds behind it: flags stay where they are between them, and what is
-    /// done once a round is done once for all of them. The last round leads to the first one.
-    fn unroll(&mut self) {
-        for part in std::mem::take(&mut self.parts) {
-            let loops = part.successors.contains(&part.block.rip);
-            let rounds = if loops { (ROUNDS_INSNS / part.insns.len().max(1)).clamp(1, ROUNDS) } else { 1 };
-            self.index.insert(part.block.rip, self.parts.len());
-            let first = self.parts.len();
-            self.parts.extend(std::iter::repeat_n(part, rounds));
-            self.parts[first..].iter_mut().rev().skip(1).for_each(|part| part.again = true);
+    /// Copies parts for those that lead to them, so that flags and counts stay as they are on the way:
+    /// - A block that leads to itself gets further rounds behind it, the last of which leads to the first one. What is done
+    ///   once a round is done once for all of them.
+    /// - A small block that ends in a return, a call or an indirect jump is copied for each block that leads to it, also where
+    ///   it has a translation of its own.
+    fn copy_parts(&mut self, tail: &mut dyn FnMut(u64) -> Option<Part>) {
+        let mut edges: HashMap<u64, usize> = HashMap::from([(self.parts[0].block.rip, 1)]);
+        for &rip in self.parts.iter().flat_map(|part| &part.successors) {
+            *edges.entry(rip).or_default() += 1;
         }
+        let mut copied = 0;
+        let mut last = Vec::new();
+        for part in std::mem::take(&mut self.parts) {
+            let (rip, from) = (part.block.rip, self.parts.len());
+            self.index.insert(rip, from);
+            let successors = part.successors.clone();
+            if successors.contains(&rip) {
+                let rounds = (ROUNDS_INSNS / part.insns.len().max(1)).clamp(1, ROUNDS);
+                self.parts.extend(std::iter::repeat_n(part, rounds));
+                (from + 1..from + rounds).for_each(|next| self.parts[next - 1].own.push((rip, next)));
+                continue;
+            }
+            self.parts.push(part);
+            for (n, &to) in successors.iter().enumerate() {
+                let elsewhere =
+                    !self.index.contains_key(&to) || edges.get(&to).is_some_and(|&edges| edges > 1);
+                let Some(copy) = tail(to).filter(|_| elsewhere && copied < COPIED_INSNS) else { continue };
+                copied += copy.insns.len();
+                if n + 1 == successors.len() {
+                    // What it falls through to, or jumps to in any case.
+                    self.add_copy(from, to, copy);
+                } else {
+                    last.push((from, to, copy));
+                }
+            }
+        }
+        for (from, to, copy) in last {
+            self.add_copy(from, to, copy);
+        }
+    }
+
+    fn add_copy(&mut self, from: usize, rip: u64, copy: Part) {
+        let at = self.parts.len();
+        self.parts.push(copy);
+        self.parts[from].own.push((rip, at));
     }
 
     fn find_joins(&mut self, most: usize) {
@@ -141,7 +189,7 @@ impl Region {
             }
         }
         for (part, edges) in self.parts.iter_mut().zip(edges) {
-            part.join = edges > 1;
+            (part.join, part.dead) = (edges > 1, edges == 0);
         }
     }
 }
@@ -158,7 +206,16 @@ impl Part {
         let insns: Vec<_> = (0..block.count).map(|_| decoder.decode()).collect();
         let facts = insns.iter().map(|insn| Facts::of(insn, factory, copies)).collect();
         let successors = insns.last().map(|last| successors(last, block.end)).unwrap_or_default();
-        Self { number, block, insns, facts, successors, join: false, again: false }
+        Self { number, block, insns, facts, successors, join: false, own: Vec::new(), dead: false }
+    }
+}
+
+impl Part {
+    /// Whether it ends in a branch whose target is not known, or a call: nothing of the region follows.
+    fn is_tail(&self) -> bool {
+        use FlowControl::{Call, IndirectBranch, IndirectCall, Return};
+        let last = self.insns.last().map(Instruction::flow_control);
+        last.is_some_and(|flow| matches!(flow, Call | IndirectBranch | IndirectCall | Return))
     }
 }
 

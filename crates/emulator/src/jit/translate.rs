@@ -167,7 +167,7 @@ impl Translator<'_> {
     fn region(mut self) -> Translation {
         let mut entries = vec![(0, 0)];
         self.enter(0);
-        for present in 0..self.region.parts.len() {
+        for present in (0..self.region.parts.len()).filter(|&n| !self.region.parts[n].dead) {
             self.part_at(present);
         }
         for (jump, rip, from, at) in std::mem::take(&mut self.deferred) {
