@@ -10,7 +10,7 @@ use guest_memory::PAGE_SIZE;
 
 use crate::memory::DmaMemory;
 use crate::queue::{Chain, QueueError};
-use crate::{Activation, ConfigHandle, Device, QueueHandle, read_config_bytes};
+use crate::{Activation, ConfigHandle, Device, QueueHandle, features, read_config_bytes};
 
 /// Its device id.
 const ID: u16 = 5;
@@ -287,7 +287,7 @@ impl Device for Balloon {
         let oom = if self.options.deflate_on_oom { feature::DEFLATE_ON_OOM } else { 0 };
         let reports =
             if self.options.free_page_reporting { feature::REPORTING | feature::PAGE_POISON } else { 0 };
-        feature::STATISTICS | oom | reports
+        feature::STATISTICS | oom | reports | features::IN_ORDER
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -358,7 +358,7 @@ mod tests {
     fn rig(negotiated: u64) -> (Rig, BalloonControl) {
         let options = BalloonOptions { size: 3 << 20, deflate_on_oom: true, free_page_reporting: true };
         let (balloon, control) = Balloon::new(options);
-        (Rig::new(Box::new(balloon), 16, negotiated), control)
+        (Rig::new(Box::new(balloon), 16, negotiated | features::IN_ORDER), control)
     }
 
     /// Sends page numbers to a queue.

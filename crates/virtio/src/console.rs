@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::memory::DmaMemory;
 use crate::queue::{Chain, QueueError};
-use crate::{Activation, ConfigHandle, Device, QueueHandle, read_config_bytes};
+use crate::{Activation, ConfigHandle, Device, QueueHandle, features, read_config_bytes};
 
 /// Its device id.
 const ID: u16 = 3;
@@ -403,7 +403,7 @@ impl Device for Console {
 
     fn features(&self) -> u64 {
         let multiport = if self.multiport { feature::MULTIPORT } else { 0 };
-        feature::SIZE | feature::EMERGENCY_WRITE | multiport
+        feature::SIZE | feature::EMERGENCY_WRITE | multiport | features::IN_ORDER
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -481,14 +481,15 @@ mod tests {
     fn alone(negotiated: u64) -> (Rig, ConsoleHandle, PortHandle) {
         let (console, handle) = Console::new(vec![PortKind::Console], (80, 25));
         let port = handle.port(0).unwrap();
-        (Rig::new(Box::new(console), 16, negotiated | feature::SIZE), handle, port)
+        (Rig::new(Box::new(console), 16, negotiated | feature::SIZE | features::IN_ORDER), handle, port)
     }
 
     /// A console and a channel, introduced to a driver that has said that it is ready.
     fn several() -> (Rig, ConsoleHandle) {
         let kinds = vec![PortKind::Console, PortKind::Channel("org.example.0".into())];
         let (console, handle) = Console::new(kinds, (80, 25));
-        let mut rig = Rig::new(Box::new(console), 16, feature::SIZE | feature::MULTIPORT);
+        let mut rig =
+            Rig::new(Box::new(console), 16, feature::SIZE | feature::MULTIPORT | features::IN_ORDER);
         for slot in 0..16 {
             rig.send(CONTROL_RECEIVE, &[(BUFFERS + 0x1000 + 64 * slot, 64, true)]);
         }
@@ -604,7 +605,7 @@ mod tests {
     #[test]
     fn messages_wait_for_buffers_but_not_without_bound() {
         let (console, _) = Console::new(vec![PortKind::Channel("a".into())], (0, 0));
-        let mut rig = Rig::new(Box::new(console), 16, feature::MULTIPORT);
+        let mut rig = Rig::new(Box::new(console), 16, feature::MULTIPORT | features::IN_ORDER);
         for _ in 0..3 * MAX_MESSAGES {
             say(&mut rig, 0, event::DEVICE_READY, 1);
         }
@@ -632,7 +633,7 @@ mod tests {
         rig.send(CONTROL_TRANSMIT, &[(BUFFERS, 7, false)]);
         assert!(broken(&rig));
         let (console, _) = Console::new(vec![PortKind::Channel("a".into())], (0, 0));
-        let mut rig = Rig::new(Box::new(console), 16, feature::MULTIPORT);
+        let mut rig = Rig::new(Box::new(console), 16, feature::MULTIPORT | features::IN_ORDER);
         rig.send(CONTROL_RECEIVE, &[(BUFFERS, 7, true)]);
         rig.drivers[0].put(BUFFERS, &message(0, event::DEVICE_READY, 1, &[]));
         rig.send(CONTROL_TRANSMIT, &[(BUFFERS, 8, false)]);

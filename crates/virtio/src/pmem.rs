@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use guest_memory::PAGE_SIZE;
 
 use crate::queue::{Chain, Queue, QueueError};
-use crate::{Activation, Device, QueueHandle, read_config_bytes};
+use crate::{Activation, Device, QueueHandle, features, read_config_bytes};
 
 /// Its device id.
 const ID: u16 = 27;
@@ -77,7 +77,7 @@ impl Device for Pmem {
     }
 
     fn features(&self) -> u64 {
-        0
+        features::IN_ORDER
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -266,7 +266,7 @@ mod tests {
                     Ok(())
                 }
             });
-            let mut rig = Rig::new(device, 16, format);
+            let mut rig = Rig::new(device, 16, format | features::IN_ORDER);
             assert_eq!((ask(&mut rig, FLUSH), flushes.load(Ordering::SeqCst)), (OK, 1));
             fails.store(true, Ordering::SeqCst);
             assert_eq!(ask(&mut rig, FLUSH), FAILED);
@@ -290,7 +290,7 @@ mod tests {
             }
             Ok(())
         });
-        let mut rig = Rig::new(device, 64, INDIRECT_DESC);
+        let mut rig = Rig::new(device, 64, INDIRECT_DESC | features::IN_ORDER);
         rig.drivers[0].put(BUFFERS, &FLUSH.to_le_bytes());
         rig.send(0, &[(BUFFERS, 4, false), (ANSWER, 4, true)]);
         within.wait();
@@ -329,5 +329,38 @@ mod tests {
             rig.restart();
             assert_eq!(ask(&mut rig, FLUSH), OK);
         }
+    }
+
+    #[test]
+    fn requests_of_all_shapes_are_answered_or_stop_the_device() {
+        let flushes = Arc::new(AtomicU32::new(0));
+        let counted = flushes.clone();
+        let sync = move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        let mut rig = Rig::new(device(false, sync), 16, features::IN_ORDER);
+        let (mut answered, mut stopped) = (0, 0);
+        for step in 0..600u32 {
+            let (kind, request, answer) = (step % 3, step / 3 % 7, step / 21 % 7);
+            rig.drivers[0].put(BUFFERS, &[kind, 0].map(u32::to_le_bytes).concat());
+            let readable = (request > 0).then_some((BUFFERS, request, false));
+            let writable = (answer > 0).then_some((ANSWER, answer, true));
+            let buffers: Vec<_> = readable.into_iter().chain(writable).collect();
+            if buffers.is_empty() {
+                continue;
+            }
+            rig.send(0, &buffers);
+            if request >= 4 && answer >= 4 {
+                assert_eq!(rig.wait_used(0).1, 4);
+                answered += 1;
+            } else {
+                rig.wait_event(Event::Config);
+                rig.restart();
+                stopped += 1;
+            }
+        }
+        assert!(answered > 100 && stopped > 100, "{answered} {stopped}");
+        assert!(flushes.load(Ordering::SeqCst) > 30);
     }
 }

@@ -1,6 +1,7 @@
 //! The driver's side, once for all tests: rings in guest memory of either format, and a [`Rig`] that negotiates with a
 //! device and works its queues as a driver does, without a transport's registers.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ pub struct Driver {
     wraps: [bool; 2],
     /// Packed: entries of each request, by id.
     entries: Vec<u16>,
+    /// With IN_ORDER, the ids of requests that were not seen used: used ones have to come in this order.
+    sent: Option<VecDeque<u16>>,
 }
 
 impl Driver {
@@ -93,12 +96,19 @@ impl Driver {
             head: 0,
             wraps: [true; 2],
             entries: vec![0; size.into()],
+            sent: (negotiated & features::IN_ORDER != 0).then(VecDeque::new),
         }
+    }
+
+    /// From now on requests may come back in any order: those of a driver that writes garbage into its rings do.
+    pub fn expect_no_order(&mut self) {
+        self.sent = None;
     }
 
     /// The same driver after a reset: with empty rings.
     pub fn restart(&mut self) {
         self.put(self.config.descriptors, &[0; 0x8000]);
+        self.sent.iter_mut().for_each(VecDeque::clear);
         (self.available, self.seen, self.head, self.wraps) = (0, 0, 0, [true; 2]);
     }
 
@@ -162,6 +172,9 @@ impl Driver {
 
     /// Puts descriptors into the ring, chained.
     pub fn publish(&mut self, id: u16, list: &[((u64, u32), u16)]) {
+        if let Some(sent) = &mut self.sent {
+            sent.push_back(id);
+        }
         let size = self.config.size;
         if self.is_packed() {
             self.entries[usize::from(id)] = list.len() as u16;
@@ -194,6 +207,14 @@ impl Driver {
 
     /// The next used request: its id and the bytes written.
     pub fn used(&mut self) -> Option<(u16, u32)> {
+        let used = self.next_used()?;
+        if let Some(sent) = &mut self.sent {
+            assert_eq!(sent.pop_front(), Some(used.0), "not in the order of the requests");
+        }
+        Some(used)
+    }
+
+    fn next_used(&mut self) -> Option<(u16, u32)> {
         let size = self.config.size;
         let mut element = [0; 16];
         if self.is_packed() {

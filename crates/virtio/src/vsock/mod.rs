@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::{Activation, Device, read_config_bytes};
+use crate::{Activation, Device, features, read_config_bytes};
 use worker::{Doorbell, Queues, Worker};
 
 /// Its device id.
@@ -96,7 +96,7 @@ impl Device for Vsock {
     }
 
     fn features(&self) -> u64 {
-        FEATURE_STREAM
+        FEATURE_STREAM | features::IN_ORDER
     }
 
     fn queue_sizes(&self) -> &[u16] {

@@ -31,7 +31,8 @@ impl Guest {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("vm");
         let device = Vsock::new(CID, UnixListener::bind(&path).unwrap(), &path).unwrap();
-        let mut guest = Self { rig: Rig::new(Box::new(device), 16, format), folder, next: 0 };
+        let mut guest =
+            Self { rig: Rig::new(Box::new(device), 16, format | crate::features::IN_ORDER), folder, next: 0 };
         guest.post_all();
         guest
     }
