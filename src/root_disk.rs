@@ -1,9 +1,12 @@
 //! A disk of `ringside guest build` among those of a run: what the guest's init is told of it.
 
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 
 use anyhow::bail;
 use ringside::guest::root_disk;
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::cli::RunArgs;
 
@@ -57,7 +60,39 @@ pub fn asks_for_login(args: &RunArgs) -> anyhow::Result<bool> {
 
 fn has_systemd(args: &RunArgs) -> bool {
     let places = ["usr/lib/systemd/systemd", "lib/systemd/systemd"];
-    args.root.as_ref().is_some_and(|root| places.iter().any(|place| root.path.join(place).exists()))
+    args.root.as_ref().is_some_and(|root| has_one_of(&root.path, &places) == Some(true))
+}
+
+/// Refuses a root folder in which there is nothing to run.
+///
+/// # Errors
+/// For a folder without `/bin/sh` where a command is to be run, or without that and any init.
+pub fn check_folder(args: &RunArgs) -> anyhow::Result<()> {
+    let Some(root) = &args.root else { return Ok(()) };
+    let (programs, what): (&[&str], _) = match args.exec {
+        Some(_) => (&["bin/sh"], "/bin/sh to run the command"),
+        None => (&["sbin/init", "etc/init", "bin/init", "bin/sh"], "/sbin/init and no /bin/sh"),
+    };
+    if has_one_of(&root.path, programs) == Some(false) {
+        bail!("{} is no root file system: it has no {what}", root.path.display());
+    }
+    Ok(())
+}
+
+/// Whether a folder has one of these, with links as they are where the folder is the root; `None` where that cannot be
+/// found out: whoever opens the folder knows why.
+fn has_one_of(folder: &Path, names: &[&str]) -> Option<bool> {
+    let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+    let root = rustix::fs::open(folder, flags | OFlags::DIRECTORY, mode).ok()?;
+    for name in names {
+        // A link that leads nowhere yet is the guest's to follow.
+        match rustix::fs::openat2(&root, *name, flags | OFlags::NOFOLLOW, mode, ResolveFlags::IN_ROOT) {
+            Ok(_) => return Some(true),
+            Err(Errno::NOENT | Errno::NOTDIR) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(false)
 }
 
 /// What the kernel's command line says of the system that is booted.
@@ -166,6 +201,20 @@ mod tests {
             drop(watch);
             assert_eq!(shown, [before, prompt].concat());
         }
+    }
+
+    #[test]
+    fn a_root_folder_is_looked_into_as_the_guest_will() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        assert_eq!(has_one_of(path, &["bin/sh"]), Some(false));
+        std::fs::create_dir_all(path.join("usr/bin")).unwrap();
+        // The host's own `/usr/bin` has a shell, too; it is not what the link means.
+        std::os::unix::fs::symlink("/usr/bin", path.join("bin")).unwrap();
+        assert_eq!(has_one_of(path, &["bin/sh"]), Some(false));
+        std::os::unix::fs::symlink("busybox", path.join("usr/bin/sh")).unwrap();
+        assert_eq!(has_one_of(path, &["sbin/init", "bin/sh"]), Some(true));
+        assert_eq!(has_one_of(&path.join("missing"), &["bin/sh"]), None);
     }
 
     #[test]

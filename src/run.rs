@@ -81,6 +81,7 @@ const ROOT_MEMORY: u64 = 1 << 30;
 /// The plain data that the machine is made from.
 fn configure(args: &RunArgs, ledger: bool) -> anyhow::Result<MachineConfig> {
     let named = args.guest.as_deref().unwrap_or(DEFAULT_GUEST);
+    root_disk::check_folder(args)?;
     let logs_in = root_disk::asks_for_login(args)?;
     let mut packages = 0;
     let boot = match (&args.firmware, &args.kernel) {

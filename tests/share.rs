@@ -224,6 +224,11 @@ fn what_cannot_be_shared_is_refused_before_the_guest_starts() {
         let said = refusal(&arguments);
         assert!(said.contains(why), "{arguments:?}: {said}");
     }
+    for (arguments, why) in [(&["--exec", "true"][..], "no /bin/sh to run"), (&[], "no /sbin/init")] {
+        let output = run_within(ringside().args(["run", "--root", &path]).args(arguments), LIMIT);
+        assert!(!output.status.success() && stderr(&output).contains(why), "{}", stderr(&output));
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0, "nothing is made there");
+    }
     let output = run_within(ringside().args(["run", "--root", &file, "--exec", "true"]), LIMIT);
     assert!(!output.status.success() && stderr(&output).contains("not a folder"), "{}", stderr(&output));
 }
