@@ -236,10 +236,9 @@ impl Bench {
         Ok([self.file("disk"), self.file("tree.tar")])
     }
 
-    /// One run: what each step took.
-    fn run(&self, side: Side, steps: &[&str]) -> anyhow::Result<Vec<Took>> {
-        let mut helper = None;
-        let mut command = match side {
+    /// What a side runs; `helper` becomes the process that it needs beside it.
+    fn command(&self, side: Side, helper: &mut Option<Ended>) -> anyhow::Result<Command> {
+        Ok(match side {
             Side::RingsideFs => self.ringside(""),
             Side::RingsideAlways => self.ringside(",cache=always"),
             Side::Ringside9p => self.ringside(",as=9p"),
@@ -267,7 +266,7 @@ impl Bench {
             )?,
             Side::QemuFs => {
                 let socket = self.folder.path().join("socket");
-                helper = Some(Ended(self.virtiofsd(&socket)?));
+                *helper = Some(Ended(self.virtiofsd(&socket)?));
                 let chardev = format!("socket,id=fs,path={}", socket.display());
                 let memory = [
                     "-object",
@@ -278,7 +277,13 @@ impl Bench {
                 let device = ["-chardev", &chardev, "-device", "vhost-user-fs-pci,chardev=fs,tag=share"];
                 self.qemu(&COPY.replace("MOUNT", MOUNT_FS), &[&memory[..], &device].concat())?
             }
-        };
+        })
+    }
+
+    /// One run: what each step took.
+    fn run(&self, side: Side, steps: &[&str]) -> anyhow::Result<Vec<Took>> {
+        let mut helper = None;
+        let mut command = self.command(side, &mut helper)?;
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
         let mut child = Ended(child);
         let ids: Vec<u32> =
