@@ -127,6 +127,71 @@ fn both_transports_and_rings_work_with_each_feature_left_out() {
     assert!(std::fs::read(&path).unwrap() == pattern(), "the image changed");
 }
 
+/// What a guest does with one device of each kind; `$PORT` is the console's port.
+const EACH_DEVICE: &str = "set -e
+    sha256sum < /dev/vda
+    sha256sum < /dev/pmem0
+    dd if=/dev/vda of=/dev/pmem0 bs=4k conv=fsync 2> /dev/null && echo flushed
+    head -c 5000 /dev/hwrng | wc -c
+    for share in fs 9p; do cp /bin/busybox /mnt/$share/copy; sync; cmp /bin/busybox /mnt/$share/copy && echo $share; done
+    head -c 300000 /dev/zero | socat -t 60 - VSOCK-CONNECT:2:80; echo
+    for line in $(seq 100); do echo line $line; done > $(ls /dev/vport*p1)
+    grep -c MemFree /proc/meminfo
+    cat /sys/bus/virtio/devices/*/features";
+
+/// A program of the host that counts what each connection sends.
+fn count_at(path: &Path) {
+    let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let count = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+            std::io::Write::write_all(&mut stream, count.to_string().as_bytes()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn each_kind_of_device_works_on_both_transports_and_rings_with_each_feature_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).display().to_string();
+    let (disk, memory) = (disk(folder.path()), at("memory"));
+    for share in ["fs", "9p"] {
+        std::fs::create_dir(at(share)).unwrap();
+    }
+    count_at(&folder.path().join("vm_80"));
+    let sum =
+        |bytes: &[u8]| Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let options = [
+        format!("--disk=path={}", disk.display()),
+        format!("--pmem=path={memory}"),
+        format!("--share={},tag=fs", at("fs")),
+        format!("--share={},tag=9p,as=9p", at("9p")),
+        format!("--vsock=cid=7,path={}", at("vm")),
+        format!("--port=name=log,path={}", at("log")),
+    ];
+    let rings =
+        ["packed=on", "packed=off", "event-idx=off", "indirect=off", "in-order=off", "notification-data=off"];
+    for transport in ["pci", "mmio"] {
+        for features in rings.into_iter().chain(["packed=off,event-idx=off,indirect=off"]) {
+            let bytes = [pattern(), vec![7; SIZE]].concat();
+            std::fs::write(&memory, &bytes).unwrap();
+            let mut arguments = vec!["--transport", transport, "--virtio-features", features, "--cpus", "2"];
+            arguments.extend(["--rng", "--console", "virtio", "--balloon", "size=32M", "--package", "socat"]);
+            arguments.extend(options.iter().map(String::as_str));
+            let lines = lines(&debian(&arguments, EACH_DEVICE));
+            let (sums, told) = lines.split_at(2);
+            assert_eq!(sums, [format!("{}  -", sum(&pattern())), format!("{}  -", sum(&bytes))]);
+            let expected = ["flushed", "5000", "fs", "9p", "300000", "1"];
+            assert_eq!(told[..6], expected, "{transport} {features}");
+            assert_eq!(told[6..].len(), 8, "a device is missing: {transport} {features}");
+            let packed = told[6..].iter().filter(|bits| bits.as_bytes()[34] == b'1').count();
+            assert_eq!(packed, if features.contains("packed=off") { 0 } else { 8 }, "{transport} {features}");
+            assert!(std::fs::read(&memory).unwrap().starts_with(&pattern()), "{transport} {features}");
+            assert_eq!(std::fs::read_to_string(at("log")).unwrap().lines().count(), 100);
+        }
+    }
+}
+
 #[test]
 fn a_kernel_without_acpi_is_told_of_devices_in_memory_by_its_command_line() {
     let output = debian(&["--transport", "mmio", "--rng", "--cmdline", "acpi=off"], "cat /proc/cmdline");
