@@ -167,9 +167,7 @@ fn killed_while_writing(image: &Path, blocks: usize) -> usize {
 #[test]
 fn what_was_synced_survives_a_kill() {
     let folder = tempfile::tempdir().unwrap();
-    let rounds =
-        std::env::var("RINGSIDE_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2);
-    for round in 0..rounds {
+    for round in 0..kill_rounds(2) {
         let name = if round % 2 == 0 { "a.qcow2" } else { "a.img" };
         let image = folder.path().join(name);
         done(&["create", "--force", text(&image), "16M"]);
@@ -187,6 +185,85 @@ fn what_was_synced_survives_a_kill() {
                 bytes[at..at + 4096] == expected.as_bytes()[..4096],
                 "round {round}: block {block} of {last} is lost"
             );
+        }
+    }
+}
+
+/// Rounds of the tests that kill: more by hand, with `RINGSIDE_KILL_ROUNDS`.
+fn kill_rounds(default: usize) -> usize {
+    std::env::var("RINGSIDE_KILL_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(default)
+}
+
+/// A guest with fio and a file system's tools on a disk; the machine's options take turns from round to round.
+fn storage_guest(image: &Path, round: usize, script: &str) -> std::process::Command {
+    let mut command = ringside();
+    command.args(["run", "--engine", "soft", "--package", "fio,e2fsprogs", "--disk", text(image)]);
+    if round % 4 >= 2 {
+        command.args(["--transport", "mmio"]);
+    }
+    if round.is_multiple_of(3) {
+        command.args(["--virtio-features", "packed=off"]);
+    }
+    if round % 5 == 4 {
+        command.args(["--cpus", "2"]);
+    }
+    command.args(["--exec", script]);
+    command
+}
+
+/// A job of fio's that writes blocks which it can verify.
+fn verified_job(name: &str, more: &str) -> String {
+    format!(
+        "fio --name={name} --filename=/mnt/{name} --rw=randwrite --bs=4k --size=4M --ioengine=libaio --iodepth=8 \
+         --randseed=7 --verify=crc32c {more}"
+    )
+}
+
+/// Kills Ringside in the middle of fio, after so many of the log's records were said to be durable; how many were.
+fn killed_in_fio(image: &Path, round: usize, records: usize) -> usize {
+    let script = format!(
+        "mount -t ext4 /dev/vda /mnt && {} >/dev/null && echo settled || exit 9\n{} >/dev/null 2>&1 &\n\
+         i=0; while :; do printf '%015d\\n' $i | dd of=/mnt/log bs=16 seek=$i conv=notrunc,fsync 2>/dev/null && echo $i; \
+         i=$((i + 1)); done",
+        verified_job("settled", "--do_verify=0 --end_fsync=1"),
+        verified_job("busy", "--fsync=4 --time_based --runtime=600"),
+    );
+    let mut child = storage_guest(image, round, &script).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().expect("a line").unwrap().trim(), "settled");
+    let mut last = 0;
+    while last < records {
+        last = lines.next().and_then(|line| line.ok()?.trim().parse().ok()).expect("the guest writes");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // What it said and we did not read yet counts, too.
+    lines.map_while(Result::ok).filter_map(|line| line.trim().parse().ok()).last().unwrap_or(last) + 1
+}
+
+#[test]
+fn a_file_system_and_all_that_was_synced_survive_kills_in_the_middle_of_fio() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..kill_rounds(4) {
+        let image = folder.path().join(if round % 2 == 0 { "a.qcow2" } else { "a.img" });
+        if round < 2 {
+            done(&["create", text(&image), "64M"]);
+            let made = run_within(&mut storage_guest(&image, 0, "mke2fs -q -F -t ext4 /dev/vda"), LIMIT);
+            assert_eq!(made.status.code(), Some(0), "{}", stderr(&made));
+        }
+        let records = killed_in_fio(&image, round, 3 + 17 * round % 50);
+        let verify = format!(
+            "e2fsck -p /dev/vda > /dev/null; [ $? -le 1 ] || echo journal; e2fsck -f -n /dev/vda > /tmp/fsck || cat /tmp/fsck; \
+             mount -t ext4 /dev/vda /mnt; {} > /tmp/fio || cat /tmp/fio; head -c {} /mnt/log; umount /mnt",
+            verified_job("settled", "--verify_only"),
+            records * 16
+        );
+        let output = run_within(&mut storage_guest(&image, round, &verify), LIMIT);
+        let expected: String = (0..records).map(|record| format!("{record:015}\n")).collect();
+        let found = String::from_utf8_lossy(&output.stdout).replace('\r', "");
+        assert!(found == expected, "round {round}, {records} records: {found}{}", stderr(&output));
+        if round % 2 == 0 {
+            assert!(done(&["check", text(&image)]).starts_with("no errors"), "round {round}");
         }
     }
 }

@@ -31,6 +31,35 @@ fn debian_boots_and_works_in_lockstep() {
 }
 
 #[test]
+fn devices_with_threads_of_their_own_work_in_lockstep() {
+    debian_file("initramfs.cpio");
+    let folder = tempfile::tempdir().unwrap();
+    let (disk, shared) = (folder.path().join("a.img"), folder.path().join("shared"));
+    let bytes: Vec<u8> = (0..4u32 << 20).map(|at| (at >> 3) as u8 ^ (at >> 11) as u8).collect();
+    std::fs::write(&disk, &bytes).unwrap();
+    std::fs::create_dir(&shared).unwrap();
+    std::fs::write(shared.join("in"), &bytes[..300_000]).unwrap();
+    let script = "mount -t virtiofs share /mnt && md5sum < /mnt/in && dd if=/dev/vda bs=64k count=16 2>/dev/null | md5sum; \
+                  dd if=/mnt/in of=/dev/vda bs=4k seek=512 count=40 conv=fsync 2>/dev/null; \
+                  dd if=/dev/vda of=/mnt/out bs=4k skip=512 count=40 iflag=direct 2>/dev/null; md5sum < /mnt/out";
+    let run = |jit: &str| {
+        let mut command = ringside();
+        command
+            .args(["run", "--engine", "soft", "--jit", jit, "--disk"])
+            .arg(&disk)
+            .arg("--share")
+            .arg(&shared);
+        let output = run_within(command.args(["--exec", script]), LIMIT);
+        assert_eq!(output.status.code(), Some(0), "--jit {jit}: {}", stderr(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let compared = run("lockstep");
+    assert_eq!(compared.lines().count(), 3, "{compared}");
+    assert_eq!(compared, run("on"));
+    assert!(std::fs::read(shared.join("out")).unwrap() == bytes[..40 * 4096]);
+}
+
+#[test]
 fn lockstep_is_refused_where_it_cannot_compare() {
     for arguments in [["--cpus", "2"], ["--engine", "kvm"]] {
         let output = run_within(ringside().args(["run", "--jit", "lockstep"]).args(arguments), LIMIT);

@@ -16,6 +16,7 @@ mod files;
 mod marks;
 mod scatter;
 mod shadow;
+mod turns;
 mod twin;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use marks::{PageMarks, PageTracker};
 pub use scatter::{HostSlice, HostSlices};
 use shadow::Shadow;
 pub use shadow::{ShadowArea, Shadowing};
+pub use turns::DeviceTurn;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 /// Bytes in a page.

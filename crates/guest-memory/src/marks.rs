@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 use zerocopy::FromZeros;
 
+use crate::turns::{DeviceTurn, Turns};
 use crate::{Offset, PAGE_SIZE, Ram};
 
 const CODE: u32 = 1;
@@ -22,8 +23,8 @@ const GENERATION: u32 = 4;
 #[derive(Debug)]
 pub struct PageMarks(Box<[AtomicU32]>, DeviceWrites);
 
-/// What devices wrote, where somebody wants to know: offsets and lengths in bytes.
-type DeviceWrites = OnceLock<Mutex<Vec<(Offset, u64)>>>;
+/// What devices wrote, where somebody wants to know: offsets and lengths in bytes; and when they may.
+type DeviceWrites = OnceLock<(Mutex<Vec<(Offset, u64)>>, Turns)>;
 
 impl PageMarks {
     /// Clear marks for so many pages; `None` where the host has no memory for them. What is never used takes none.
@@ -33,9 +34,41 @@ impl PageMarks {
             .map(|words| Self(words, DeviceWrites::new()))
     }
 
-    /// From now on [`PageMarks::take_device_writes`] tells where devices wrote.
+    /// From now on [`PageMarks::take_device_writes`] tells where devices wrote, and devices' threads write only while the one
+    /// vCPU has no turn.
     pub fn log_device_writes(&self) {
-        let _ = self.1.set(Mutex::default());
+        let _ = self.1.set(Default::default());
+    }
+
+    /// Whether [`PageMarks::log_device_writes`] was called: what devices do must not depend on when they do it.
+    pub fn are_device_writes_logged(&self) -> bool {
+        self.1.get().is_some()
+    }
+
+    /// Waits until a device's thread may write to RAM in a way that the guest sees, and holds the vCPU off until it is
+    /// dropped. It costs nothing unless [`PageMarks::log_device_writes`] was called.
+    pub fn device_turn(&self) -> DeviceTurn<'_> {
+        Turns::of_device(self.1.get().map(|(_, turns)| turns))
+    }
+
+    /// The vCPU's turn begins: devices' threads wait.
+    pub fn begin_vcpu_turn(&self) {
+        if let Some((_, turns)) = self.1.get() {
+            turns.begin();
+        }
+    }
+
+    /// The vCPU's turn ends: it sleeps, or asks a device.
+    pub fn end_vcpu_turn(&self) {
+        if let Some((_, turns)) = self.1.get() {
+            turns.end();
+        }
+    }
+
+    /// In the vCPU's turn: lets devices go first that wait; whether some have written to RAM since the last time.
+    #[inline]
+    pub fn let_devices(&self) -> bool {
+        self.1.get().is_some_and(|(_, turns)| turns.let_devices())
     }
 
     /// Where devices wrote since the last call, as offsets and lengths in bytes; nothing unless
@@ -43,7 +76,7 @@ impl PageMarks {
     pub fn take_device_writes(&self) -> Vec<(Offset, u64)> {
         let log =
             |log: &Mutex<Vec<_>>| std::mem::take(&mut *log.lock().unwrap_or_else(PoisonError::into_inner));
-        self.1.get().map(log).unwrap_or_default()
+        self.1.get().map(|(writes, _)| log(writes)).unwrap_or_default()
     }
 
     /// Marks the page at an offset as holding translated code. Gives its generation, and whether the mark is new.
@@ -90,7 +123,7 @@ impl PageMarks {
 
     /// Notes what a device wrote, byte by byte or in one go: [`Self::written`] for each page.
     pub fn device_wrote(&self, offset: Offset, len: u64) {
-        if let Some(log) = self.1.get() {
+        if let Some((log, _)) = self.1.get() {
             log.lock().unwrap_or_else(PoisonError::into_inner).push((offset, len));
         }
         let end = offset.saturating_add(len).div_ceil(PAGE_SIZE);

@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use guest_memory::DeviceTurn;
+
 use crate::device_name;
 use crate::memory::DmaMemory;
 use crate::queue::{Chain, Queue, QueueError};
@@ -94,6 +96,7 @@ impl QueueHandle {
     /// completed. An error puts the device into the state that asks for a reset. `None` then, and where the queue is not
     /// there any more.
     pub fn with<T>(&self, work: impl FnOnce(&mut Queue) -> Result<T, QueueError>) -> Option<T> {
+        let _turn = self.turn();
         let mut slot = self.lock();
         let queue = slot.as_mut().filter(|_| self.link.is_live())?;
         let done = work(queue).and_then(|value| Ok((value, queue.needs_notification()?)));
@@ -110,6 +113,12 @@ impl QueueHandle {
                 None
             }
         }
+    }
+
+    /// Where the guest is run twice and compared: a time in which it does not run, until this is dropped. A thread of a
+    /// device's has it while it writes what the guest may see. Elsewhere it costs nothing.
+    pub fn turn(&self) -> DeviceTurn<'_> {
+        self.memory.guest().marks().device_turn()
     }
 
     /// Takes the next chain; `None` where there is none now, and then the driver is asked to notify.

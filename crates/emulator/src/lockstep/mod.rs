@@ -2,7 +2,8 @@
 //!
 //! Two vCPUs with a RAM of their own each start in the same state. The translated one goes first, for a *slice*: what is
 //! due between blocks, then one block or one entry of translated code. All that it learns from outside meanwhile
-//! (device registers, time, interrupts, what devices write to RAM) is recorded ([`recording`]). The interpreted one
+//! (device registers, time, interrupts, what devices write to RAM) is recorded ([`recording`]); devices' threads have their
+//! turn between slices. The interpreted one
 //! then does the same slice: it gets the same answers, takes the same interrupts at the same boundary, and executes
 //! exactly as many instructions ([`follow`]). Then they are compared:
 //!
@@ -144,8 +145,13 @@ impl LockstepVcpu {
         Ok(exits.0)
     }
 
-    /// Gives both sides what was raised from outside, and the interpreted one what devices wrote besides.
+    /// Gives both sides what was raised from outside, and the interpreted one what devices wrote besides: their threads wait
+    /// for this moment.
     fn pass_on_signals(&mut self) {
+        let memory = &self.translated.cpu.memory;
+        if memory.marks().let_devices() {
+            write_again(&self.interpreted.cpu.memory, &device_writes(memory));
+        }
         if !self.attention.pending() {
             return;
         }
@@ -154,7 +160,25 @@ impl LockstepVcpu {
                 self.raise(signal);
             }
         }
-        write_again(&self.interpreted.cpu.memory, &device_writes(&self.translated.cpu.memory));
+    }
+
+    /// Goes on, slice by slice.
+    fn compare_until_exit(&mut self) -> VmExit {
+        loop {
+            let before = Registers::of(&self.translated.cpu);
+            match self.slice() {
+                Ok(None) => {}
+                Ok(Some(exit)) => return exit,
+                Err(what) => {
+                    let (translated, interpreted) = (&self.translated, &self.interpreted);
+                    let (watch, slices) = (&self.watch, self.slices - 1);
+                    let difference =
+                        Difference { translated, interpreted, watch, before, slices, what: &what };
+                    let (rip, reason) = (translated.cpu.rip, difference.report());
+                    return VmExit::Differs(DebugEvent { rip, reason });
+                }
+            }
+        }
     }
 
     fn raise(&self, signal: Signals) {
@@ -222,21 +246,10 @@ impl Vcpu for LockstepVcpu {
             self.interpreted.cpu.memory.copy_from(&self.translated.cpu.memory);
         }
         self.raise(Signals::INTERRUPT);
-        loop {
-            let before = Registers::of(&self.translated.cpu);
-            match self.slice() {
-                Ok(None) => {}
-                Ok(Some(exit)) => return Ok(exit),
-                Err(what) => {
-                    let (translated, interpreted) = (&self.translated, &self.interpreted);
-                    let (watch, slices) = (&self.watch, self.slices - 1);
-                    let difference =
-                        Difference { translated, interpreted, watch, before, slices, what: &what };
-                    let (rip, reason) = (translated.cpu.rip, difference.report());
-                    return Ok(VmExit::Differs(DebugEvent { rip, reason }));
-                }
-            }
-        }
+        self.translated.cpu.memory.marks().begin_vcpu_turn();
+        let exit = self.compare_until_exit();
+        self.translated.cpu.memory.marks().end_vcpu_turn();
+        Ok(exit)
     }
 
     fn state(&self) -> Result<VcpuState, EngineError> {

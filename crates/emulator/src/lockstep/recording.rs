@@ -35,8 +35,8 @@ enum Answer {
     Vector(Option<u8>),
     Event(Option<CpuEvent>),
     Msr(Result<u64, MsrFault>),
-    /// The write is done, and devices wrote this to RAM meanwhile.
-    Written(Vec<(Offset, Vec<u8>)>),
+    /// What a device's register gave, or that it was written; devices wrote this to RAM meanwhile.
+    Accessed([u8; 8], Vec<(Offset, Vec<u8>)>),
 }
 
 /// What was asked during one slice.
@@ -126,17 +126,31 @@ pub fn device_writes(memory: &GuestMemory) -> Vec<(Offset, Vec<u8>)> {
     memory.marks().take_device_writes().into_iter().map(bytes).collect()
 }
 
+impl Recording<Arc<dyn Bus>> {
+    /// Asks a device. It may have threads of its own reach RAM, and wait for them.
+    fn access(&self, question: Question, access: impl FnOnce(&dyn Bus) -> [u8; 8]) {
+        let marks = self.memory.marks();
+        marks.end_vcpu_turn();
+        let bytes = access(&*self.inner);
+        marks.begin_vcpu_turn();
+        self.log.record(question, Answer::Accessed(bytes, device_writes(&self.memory)));
+    }
+}
+
 impl Bus for Recording<Arc<dyn Bus>> {
     fn read(&self, space: Space, address: u64, data: &mut [u8]) {
-        self.inner.read(space, address, data);
-        let mut bytes = [0; 8];
-        bytes.iter_mut().zip(&*data).for_each(|(to, &from)| *to = from);
-        self.number(Question::Read(space, address, data.len()), u64::from_le_bytes(bytes));
+        self.access(Question::Read(space, address, data.len()), |bus| {
+            bus.read(space, address, data);
+            let mut bytes = [0; 8];
+            bytes.iter_mut().zip(&*data).for_each(|(to, &from)| *to = from);
+            bytes
+        });
     }
     fn write(&self, space: Space, address: u64, data: &[u8]) {
-        self.inner.write(space, address, data);
-        let written = device_writes(&self.memory);
-        self.log.record(Question::Write(space, address, data.to_vec()), Answer::Written(written));
+        self.access(Question::Write(space, address, data.to_vec()), |bus| {
+            bus.write(space, address, data);
+            [0; 8]
+        });
     }
 }
 
@@ -234,16 +248,25 @@ pub fn write_again(memory: &GuestMemory, writes: &[(Offset, Vec<u8>)]) {
     }
 }
 
+impl Replay {
+    fn access(&self, question: &Question) -> [u8; 8] {
+        match self.log.replay(question) {
+            Some(Answer::Accessed(bytes, writes)) => {
+                write_again(&self.memory, &writes);
+                bytes
+            }
+            _ => [0; 8],
+        }
+    }
+}
+
 impl Bus for Replay {
     fn read(&self, space: Space, address: u64, data: &mut [u8]) {
-        let bytes = self.number(&Question::Read(space, address, data.len())).to_le_bytes();
+        let bytes = self.access(&Question::Read(space, address, data.len()));
         data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
     }
     fn write(&self, space: Space, address: u64, data: &[u8]) {
-        let answer = self.log.replay(&Question::Write(space, address, data.to_vec()));
-        if let Some(Answer::Written(writes)) = answer {
-            write_again(&self.memory, &writes);
-        }
+        self.access(&Question::Write(space, address, data.to_vec()));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -13,12 +13,19 @@ pub(super) struct Bell {
     /// The worker sleeps, or is about to: whoever has something for it writes to the event.
     asleep: AtomicBool,
     stop: AtomicBool,
+    /// The host's number of the thread that rang last.
+    ringer: AtomicI32,
 }
 
 impl Bell {
     pub(super) fn new() -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { event, asleep: AtomicBool::new(false), stop: AtomicBool::new(false) })
+        Ok(Self {
+            event,
+            asleep: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            ringer: AtomicI32::new(0),
+        })
     }
 
     /// There is something in the queue.
@@ -26,6 +33,20 @@ impl Bell {
         if self.asleep.load(Ordering::SeqCst) {
             self.write();
         }
+    }
+
+    /// Notes who rings.
+    pub(super) fn rung_here(&self) {
+        thread_local!(static THREAD: i32 = rustix::thread::gettid().as_raw_nonzero().get());
+        THREAD.with(|&thread| self.ringer.store(thread, Ordering::Relaxed));
+    }
+
+    /// Whether the thread that rang last sleeps: a vCPU whose guest waits. Not where the host does not tell.
+    pub(super) fn ringer_sleeps(&self) -> bool {
+        let path = format!("/proc/self/task/{}/stat", self.ringer.load(Ordering::Relaxed));
+        let stat = std::fs::read_to_string(path).unwrap_or_default();
+        // The name may have any characters; the state follows its closing parenthesis.
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
     }
 
     /// The worker is to end.
@@ -83,5 +104,37 @@ impl Bell {
 
     pub(super) fn event(&self) -> BorrowedFd<'_> {
         self.event.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc::channel;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_ringer_that_sleeps_is_told_from_one_that_works() {
+        let bell = Arc::new(Bell::new().unwrap());
+        assert!(!bell.ringer_sleeps(), "nobody has rung");
+        let (go_on, waits) = channel::<()>();
+        let (rang, has_rung) = channel();
+        let its_bell = bell.clone();
+        let ringer = std::thread::spawn(move || {
+            its_bell.rung_here();
+            rang.send(()).unwrap();
+            let _ = waits.recv();
+        });
+        has_rung.recv().unwrap();
+        let until = Instant::now() + Duration::from_secs(20);
+        while !bell.ringer_sleeps() {
+            assert!(Instant::now() < until, "it waits, and nobody sees it");
+        }
+        drop(go_on);
+        ringer.join().unwrap();
+        bell.rung_here();
+        assert!(!bell.ringer_sleeps(), "this thread works");
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! A request that is completed at once costs the guest an interrupt, and the next one a notification. A guest with several
 //! requests on their way is better off if they come back together; one with a single request wants it at once. How many it
-//! has on their way is learned: a burst ends when nothing came for a while, and the next one is published as soon as it is as
-//! long. Now and then one is held longer, to see whether there are more by now.
+//! has on their way is learned: a burst ends when nothing came for a while, and the next ones are published as soon as half as
+//! many are there, so that the guest works on one half while the worker does the other. Now and then one is held longer, to see whether there are more by now. A driver whose single request is held so
+//! until the thread that rang for it has fallen asleep has no other: it is *alone*, and is answered by that very thread.
 
 use std::time::{Duration, Instant};
 
@@ -22,11 +23,13 @@ const LONGEST_LINGER: Duration = Duration::from_micros(300);
 pub(super) struct Pace {
     /// Whether there is a processor to spare for looking around.
     spins: bool,
-    /// How many requests came together in the last burst.
+    /// How many requests the driver has on their way, as far as was seen.
     depth: usize,
     bursts: u32,
     /// Where there is one request at a time: how many more are published at once until one is held.
     singles: u32,
+    /// The last one that was held was all that the driver had to send.
+    alone: bool,
     linger: Duration,
     /// When the burst's first request was completed, and its last.
     begun: Option<Instant>,
@@ -37,57 +40,85 @@ impl Pace {
     pub(super) fn new() -> Self {
         let spins = std::thread::available_parallelism().is_ok_and(|count| count.get() > 1);
         let linger = if spins { Duration::from_micros(50) } else { Duration::ZERO };
-        Self { spins, depth: 1, bursts: 0, singles: 0, linger, begun: None, latest: Instant::now() }
+        Self {
+            spins,
+            depth: 1,
+            bursts: 0,
+            singles: 0,
+            alone: false,
+            linger,
+            begun: None,
+            latest: Instant::now(),
+        }
     }
 
-    /// `held` requests are completed and not yet published; `more` says whether some came just now. Whether to publish them.
-    pub(super) fn is_due(&mut self, held: usize, more: bool) -> bool {
-        self.is_due_at(held, more, Instant::now)
+    /// `held` requests are completed and not yet published; `more` says whether some came just now, and `asleep` finds out
+    /// whether whoever rang last sleeps. Whether to publish them.
+    pub(super) fn is_due(&mut self, held: usize, more: bool, asleep: impl FnOnce() -> bool) -> bool {
+        self.is_due_at(held, more, Instant::now, asleep)
     }
 
-    fn is_due_at(&mut self, held: usize, more: bool, now: impl FnOnce() -> Instant) -> bool {
+    fn is_due_at(
+        &mut self,
+        held: usize,
+        more: bool,
+        now: impl FnOnce() -> Instant,
+        asleep: impl FnOnce() -> bool,
+    ) -> bool {
         if held == 0 {
             return false;
         }
         if !self.spins {
             // The worker runs while the guest does not: what is there is all that there is.
-            return self.publish(held, true);
+            self.depth = held;
+            let alone = held == 1 && (self.singles > 0 || asleep());
+            return self.publish(held, Some(alone));
         }
         let probe = match self.depth {
             1 => self.singles == 0,
             _ => self.bursts.is_multiple_of(PROBE),
         };
-        if held >= MOST || held >= self.depth && !probe {
-            // As many as the last time, or more.
-            return self.publish(held, false);
+        if held >= MOST || held >= self.depth.div_ceil(2) && !probe {
+            return self.publish(held, None);
         }
         let now = now();
         let begun = *self.begun.get_or_insert(now);
         if more {
             self.latest = now;
         }
-        if now - self.latest < GAP && now - begun < LONGEST {
+        let longest = now - begun >= LONGEST;
+        if now - self.latest < GAP && !longest {
             return false;
         }
-        self.publish(held, true)
+        if held > 1 || self.depth > 1 {
+            self.depth = held;
+            return self.publish(held, None);
+        }
+        let alone = asleep();
+        if !alone && !longest {
+            // It may have more to send, and be slow at that.
+            self.latest = now;
+            return false;
+        }
+        self.publish(held, Some(alone))
     }
 
-    /// `held` come back together; `certain` says that no more of them were on their way.
-    fn publish(&mut self, held: usize, certain: bool) -> bool {
-        self.depth = held;
+    /// `held` come back together; `alone` says what was found out of a single one.
+    fn publish(&mut self, held: usize, alone: Option<bool>) -> bool {
+        self.depth = self.depth.max(held);
         self.bursts = self.bursts.wrapping_add(1);
-        self.singles = match (held, certain) {
-            (1, true) => PROBE_SINGLE,
-            (1, false) => self.singles.saturating_sub(1),
-            _ => 0,
-        };
+        match (held, alone) {
+            (1, Some(alone)) => (self.singles, self.alone) = (PROBE_SINGLE, alone),
+            _ if self.depth == 1 => self.singles = self.singles.saturating_sub(1),
+            _ => (self.singles, self.alone) = (0, false),
+        }
         self.begun = None;
         true
     }
 
     /// Whether the driver has one request on its way at a time, as far as was seen not long ago.
     pub(super) fn is_alone(&self) -> bool {
-        self.depth == 1 && self.singles > 0
+        self.alone && self.depth == 1 && self.singles > 0
     }
 
     /// A request was published as soon as it came, by who rang.
@@ -125,41 +156,54 @@ mod tests {
     #[test]
     fn single_requests_are_published_at_once() {
         let (mut pace, now) = pace();
-        assert!((0..100).all(|_| pace.is_due_at(1, true, || now)));
+        assert!((0..100).all(|_| pace.is_due_at(1, true, || now, || false)));
     }
 
     #[test]
-    fn a_driver_with_one_request_at_a_time_is_known_to_be_alone_until_it_has_to_be_seen_again() {
+    fn a_driver_whose_thread_sleeps_while_its_request_is_held_is_alone_until_it_has_to_be_seen_again() {
         let (mut pace, now) = pace();
         pace.singles = 0;
-        assert!(!pace.is_alone() && !pace.is_due_at(1, true, || now), "the first is held");
-        assert!(pace.is_due_at(1, false, || now + GAP) && pace.is_alone());
+        assert!(!pace.is_alone() && !pace.is_due_at(1, true, || now, || true), "the first is held");
+        assert!(!pace.is_due_at(1, false, || now + GAP, || false), "it may have more");
+        assert!(!pace.is_due_at(1, false, || now + GAP + GAP / 2, || true), "it is not asked all the time");
+        assert!(pace.is_due_at(1, false, || now + 2 * GAP, || true) && pace.is_alone());
         (0..PROBE_SINGLE).for_each(|_| pace.published_at_once());
-        assert!(!pace.is_alone() && !pace.is_due_at(1, true, || now), "it is looked again");
-        assert!(!pace.is_due_at(2, true, || now));
-        assert!(pace.is_due_at(2, false, || now + GAP) && !pace.is_alone());
+        assert!(!pace.is_alone() && !pace.is_due_at(1, true, || now, || true), "it is looked again");
+        assert!(!pace.is_due_at(2, true, || now, || true));
+        assert!(pace.is_due_at(2, false, || now + GAP, || true) && !pace.is_alone());
     }
 
     #[test]
-    fn bursts_are_learned_and_then_published_whole() {
+    fn a_driver_that_never_sleeps_is_not_held_for_ever_and_not_alone() {
+        let (mut pace, now) = pace();
+        pace.singles = 0;
+        assert!(!pace.is_due_at(1, true, || now, || false));
+        assert!(pace.is_due_at(1, false, || now + LONGEST, || false) && !pace.is_alone());
+        assert!(pace.is_due_at(1, true, || now, || false), "the next ones are not held");
+    }
+
+    #[test]
+    fn bursts_are_learned_and_then_published_by_halves() {
         let (mut pace, now) = pace();
         pace.singles = 0;
         for held in 1..=24 {
-            assert!(!pace.is_due_at(held, true, || now), "it is looked for more");
+            assert!(!pace.is_due_at(held, true, || now, || true), "it is looked for more");
         }
-        assert!(pace.is_due_at(24, false, || now + GAP));
-        for held in 1..24 {
-            assert!(!pace.is_due_at(held, true, || now), "{held}");
+        assert!(pace.is_due_at(24, false, || now + GAP, || true));
+        for _ in 0..8 {
+            for held in 1..12 {
+                assert!(!pace.is_due_at(held, true, || now, || true), "{held}");
+            }
+            assert!(pace.is_due_at(12, true, || now, || true), "half of them");
         }
-        assert!(pace.is_due_at(24, true, || now));
     }
 
     #[test]
     fn a_burst_that_grows_shorter_is_not_waited_for_long() {
         let (mut pace, now) = pace();
         pace.depth = 32;
-        assert!(!pace.is_due_at(4, true, || now));
-        assert!(pace.is_due_at(4, false, || now + GAP));
+        assert!(!pace.is_due_at(4, true, || now, || false));
+        assert!(pace.is_due_at(4, false, || now + GAP, || false));
         assert_eq!(pace.depth, 4);
     }
 
@@ -167,7 +211,7 @@ mod tests {
     fn a_full_burst_is_not_held_longer() {
         let (mut pace, now) = pace();
         pace.singles = 0;
-        assert!(pace.is_due_at(MOST, true, || now));
+        assert!(pace.is_due_at(MOST, true, || now, || false));
     }
 
     #[test]

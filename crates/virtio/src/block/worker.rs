@@ -48,6 +48,7 @@ impl Worker {
         if self.thread.is_none() {
             return lock(&self.work).here();
         }
+        self.bell.rung_here();
         let work = match self.work.try_lock() {
             Ok(work) => Some(work),
             Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),

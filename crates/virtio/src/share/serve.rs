@@ -230,6 +230,7 @@ impl Shared {
         while self.wait() {
             let mut head = Vec::new();
             while let Some((queue, chain)) = self.next() {
+                let _turn = queue.turn();
                 if let Err(error) = self.answer(queue, chain, &mut head) {
                     queue.fail(error);
                 }
@@ -329,6 +330,7 @@ impl Shared {
         let mut waiting = lock(&self.waiting);
         waiting.retain(|request| {
             let Waiting { queue, chain, head, .. } = request;
+            let _turn = queue.turn();
             let mut payload = ChainPayload { memory: queue.memory(), chain };
             let room = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX);
             let Reply::Bytes { bytes, loaded } = self.server.handle(head, room, &mut payload) else {

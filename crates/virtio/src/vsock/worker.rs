@@ -123,9 +123,12 @@ impl Worker {
     /// Works until the doorbell says stop.
     pub fn run(mut self) {
         let mut events = Vec::with_capacity(64);
+        let queue = self.queues.receive.clone();
         while !self.doorbell.stop.load(Ordering::SeqCst) {
+            let turn = queue.turn();
             self.take_packets();
             self.give_packets();
+            drop(turn);
             events.clear();
             if let Err(error) =
                 epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), self.timeout().as_ref())
