@@ -10,7 +10,7 @@ use crate::mmu::NO_PAGE;
 use crate::mode::Mode;
 
 /// Instructions kept, at most; then all are forgotten.
-const MOST_INSNS: usize = 512 * 1024;
+const MOST_INSNS: usize = 1024 * 1024;
 /// Entries of the table from RIP to block.
 const RECENT: usize = 1 << 14;
 /// No block.
@@ -76,11 +76,14 @@ pub struct Blocks {
     blocks: Vec<Block>,
     insns: Vec<Insn>,
     bytes: Vec<u8>,
-    map: HashMap<Key, u32, BuildHasherDefault<Mix>>,
+    map: Map<Key, u32>,
     recent: Box<[Recent; RECENT]>,
     /// How often everything was forgotten.
     pub(crate) epoch: u64,
 }
+
+/// A map by addresses and small numbers.
+pub type Map<K, V> = HashMap<K, V, BuildHasherDefault<Mix>>;
 
 /// Multiplies and folds: the keys are addresses, not adversaries' strings, and the map is bounded.
 #[derive(Default)]
@@ -92,6 +95,12 @@ impl Hasher for Mix {
     }
     fn write(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|&b| self.write_u64(u64::from(b)));
+    }
+    fn write_u8(&mut self, value: u8) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
     }
     fn write_u32(&mut self, value: u32) {
         self.write_u64(u64::from(value));
@@ -127,7 +136,7 @@ impl Blocks {
             blocks: Vec::new(),
             insns: Vec::new(),
             bytes: Vec::new(),
-            map: HashMap::default(),
+            map: Map::default(),
             recent: vec![NOTHING; RECENT].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
             epoch: 0,
         }

@@ -1,8 +1,7 @@
 //! What translated code calls: the handlers of single instructions.
 
-use std::collections::HashMap;
-
 use super::recipe::Recipe;
+use crate::block::Map;
 
 /// A place in translated code from which a handler is called.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +25,7 @@ pub const DYNAMIC: u32 = u32::MAX;
 pub struct Calls {
     calls: Vec<Call>,
     recipes: Vec<Recipe>,
-    numbers: HashMap<Recipe, u32>,
+    numbers: Map<Recipe, u32>,
 }
 
 impl Calls {

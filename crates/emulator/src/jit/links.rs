@@ -3,10 +3,7 @@
 //! All of them are forgotten at once, while the guest waits: nothing here has memory of its own that would have to be
 //! freed one by one.
 
-use std::collections::HashMap;
-use std::hash::BuildHasherDefault;
-
-use crate::block::{Key, Mix};
+use crate::block::{Key, Map};
 
 /// No further place.
 const END: u32 = u32::MAX;
@@ -15,7 +12,7 @@ const END: u32 = u32::MAX;
 #[derive(Default)]
 pub struct Links {
     /// The last place of each block, as an index of `places`.
-    last: HashMap<Key, u32, BuildHasherDefault<Mix>>,
+    last: Map<Key, u32>,
     /// Offsets in code memory, each with the index of the one before it.
     places: Vec<(u32, u32)>,
 }

@@ -53,7 +53,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { code_bytes: 32 << 20, hot: 16, leave_early: false, region: 32 }
+        Self { code_bytes: 64 << 20, hot: 16, leave_early: false, region: 32 }
     }
 }
 
@@ -93,7 +93,7 @@ pub struct Statistics {
     pub guest_bytes: u64,
     /// Bytes of host code made of them.
     pub host_bytes: u64,
-    /// How often all code was forgotten because its memory was full.
+    /// How often all code was forgotten, because its memory was full or what is kept of instructions was.
     pub evictions: u64,
     /// Calls of handlers from translated code.
     pub handler_calls: u64,
@@ -233,8 +233,9 @@ impl Jit {
         self.statistics.chain_breaks += u64::from(is_break);
     }
 
-    /// Notes how long it took to forget all code.
+    /// Notes that all code was forgotten, and how long it took.
     pub fn count_pause(&mut self, pause: Duration) {
+        self.statistics.evictions += 1;
         self.statistics.longest_pause = self.statistics.longest_pause.max(pause);
     }
 
@@ -283,10 +284,7 @@ impl Jit {
             let disp = to as i64 - (base + at + 4) as i64;
             translation.bytes[at..at + 4].copy_from_slice(&(disp as i32).to_le_bytes());
         }
-        let Some(offset) = self.memory.push(&translation.bytes) else {
-            self.statistics.evictions += 1;
-            return None;
-        };
+        let offset = self.memory.push(&translation.bytes)?;
         self.statistics.blocks += region.parts.len() as u64;
         self.statistics.regions += 1;
         self.statistics.guest_bytes += region.parts.iter().map(|p| p.block.end - p.block.rip).sum::<u64>();

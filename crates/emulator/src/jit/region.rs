@@ -3,14 +3,12 @@
 //! A region is entered at its root and at its joins, the blocks that more than one edge leads to. Every other block
 //! follows the one block that leads to it, and finds flags, counts and registers as that left them.
 
-use std::collections::HashMap;
-
 use guest_memory::GuestMemory;
 use iced_x86::{
     Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
 };
 
-use crate::block::{Block, Blocks};
+use crate::block::{Block, Blocks, Map};
 use crate::cpuid::CpuModel;
 use crate::mmu::NO_PAGE;
 use crate::mode::Mode;
@@ -67,7 +65,7 @@ pub struct Region {
     /// The root comes first.
     pub parts: Vec<Part>,
     /// The parts by RIP.
-    pub index: HashMap<u64, usize>,
+    pub index: Map<u64, usize>,
 }
 
 impl Region {
@@ -80,7 +78,7 @@ impl Region {
         copies: &dyn Fn(&Instruction) -> bool,
         most: usize,
     ) -> Self {
-        let mut region = Self { parts: Vec::new(), index: HashMap::new() };
+        let mut region = Self { parts: Vec::new(), index: Map::default() };
         let mut factory = InstructionInfoFactory::new();
         let page = blocks.get(root).offset & !0xfff;
         let base = blocks.get(root).rip & !0xfff;
@@ -132,7 +130,7 @@ impl Region {
     /// - A small block that ends in a return, a call or an indirect jump is copied for each block that leads to it, also where
     ///   it has a translation of its own.
     fn copy_parts(&mut self, tail: &mut dyn FnMut(u64) -> Option<Part>) {
-        let mut edges: HashMap<u64, usize> = HashMap::from([(self.parts[0].block.rip, 1)]);
+        let mut edges: Map<u64, usize> = Map::from_iter([(self.parts[0].block.rip, 1)]);
         for &rip in self.parts.iter().flat_map(|part| &part.successors) {
             *edges.entry(rip).or_default() += 1;
         }
