@@ -318,21 +318,10 @@ impl Translator<'_> {
         let mut misses = Vec::new();
         let mut call = self.call();
         if let Some(n) = memory {
-            let writes = !matches!(accesses[n as usize], OpAccess::Read | OpAccess::CondRead);
+            let reads = matches!(accesses[n as usize], OpAccess::Read | OpAccess::CondRead);
             self.give_up_flags();
             call = self.call();
-            self.effective_address(i)?;
-            let own = if i.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
-            if let Some(alignment) = Some(vector.map_or(own, |v| v.alignment)).filter(|&a| a > 1) {
-                misses.push(self.misaligned(alignment).into());
-            }
-            let access = if writes { Access::Write } else { Access::Read };
-            let size = i.memory_size().size() as u32;
-            misses.push(if operand::is_on_stack(i) {
-                self.probe_stack(access, size)
-            } else {
-                self.probe(access, size).into()
-            });
+            misses = self.locate(i, if reads { Access::Read } else { Access::Write }, vector)?;
         }
         let (mut modified, mut read) = (i.rflags_modified() & FLAGS, i.rflags_read() & FLAGS);
         if let Some(rotation) = self.rotation_without_flags(i) {
@@ -360,15 +349,8 @@ impl Translator<'_> {
             operand::set_memory(&mut copy);
         }
         self.encode(&copy)?;
-        let writes = |n: usize| !matches!(accesses[n], OpAccess::Read | OpAccess::CondRead | OpAccess::None);
         for (at, host) in spilled {
-            let written = (0..i.op_count()).any(|n| {
-                writes(n as usize)
-                    && copy.op_kind(n) == OpKind::Register
-                    && copy.op_register(n).full_register().number() as u8 == host
-                    && copy.op_register(n).is_gpr()
-            });
-            if written {
+            if operand::writes(&copy, &accesses, host) {
                 self.a.store(host, RSP, at);
             }
         }
@@ -382,6 +364,28 @@ impl Translator<'_> {
         }
         misses.into_iter().for_each(|from| self.resume_here(from, call, i));
         Ok(())
+    }
+
+    /// Turns a memory operand into a host address in [`ADDRESS`]. Gives the ways to the handler.
+    fn locate(
+        &mut self,
+        i: &Instruction,
+        access: Access,
+        vector: Option<vectors::Use>,
+    ) -> Result<Vec<Miss>, NotCopied> {
+        let mut misses = Vec::new();
+        self.effective_address(i)?;
+        let own = if i.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
+        if let Some(alignment) = Some(vector.map_or(own, |v| v.alignment)).filter(|&a| a > 1) {
+            misses.push(self.misaligned(alignment).into());
+        }
+        let size = i.memory_size().size() as u32;
+        misses.push(if operand::is_on_stack(i) {
+            self.probe_stack(access, size)
+        } else {
+            self.probe(access, size).into()
+        });
+        Ok(misses)
     }
 
     /// The vector state that the region's instructions need.

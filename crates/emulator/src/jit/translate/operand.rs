@@ -273,6 +273,16 @@ pub fn read_in_frame(copy: &mut Instruction, n: u32, access: OpAccess, loaded: &
     true
 }
 
+/// Whether an instruction that is to run writes to a host register, by what it does with its operands.
+pub fn writes(copy: &Instruction, accesses: &[OpAccess], host: Host) -> bool {
+    (0..copy.op_count()).zip(accesses).any(|(n, access)| {
+        !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::None)
+            && copy.op_kind(n) == OpKind::Register
+            && copy.op_register(n).is_gpr()
+            && copy.op_register(n).full_register().number() as u8 == host
+    })
+}
+
 /// Whether no other operand is the same register, or part of it.
 pub fn is_once(i: &Instruction, n: u32) -> bool {
     let register = i.op_register(n).full_register();
