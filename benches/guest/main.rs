@@ -32,7 +32,11 @@ fn main() -> anyhow::Result<()> {
         sides.add_round(&inputs, &selected, &options, round)?;
     }
     print!("{}", report::table(&selected, &sides.native, &sides.ringside, &sides.qemu));
-    print!("{}", report::pair(&sides.ringside, &sides.pair).unwrap_or_default());
+    print!("{}", report::pair("vCPUs", &sides.ringside, &sides.pair).unwrap_or_default());
+    print!(
+        "{}",
+        report::pair("processors of the host", &sides.native_on_one, &sides.native).unwrap_or_default()
+    );
     if !sides.wrong.is_empty() {
         println!("WRONG: the checksum of {} differed between runs", sides.wrong.join(", "));
     }
@@ -46,6 +50,8 @@ struct Sides {
     ringside: Best,
     /// Ringside with two vCPUs.
     pair: Best,
+    /// The same program natively, on one of the host's processors.
+    native_on_one: Best,
     qemu: Best,
     /// Workloads whose checksum was not always the same on a side.
     wrong: Vec<String>,
@@ -69,6 +75,7 @@ impl Sides {
         if options.wants("pair") && !threads.is_empty() {
             let command = inputs.ringside(options, 2, &inputs.script(&threads, options)?);
             self.wrong.extend(self.pair.add(run("ringside with two vCPUs", command, &threads, options)?));
+            self.wrong.extend(self.native_on_one.add(side::native_on_one(inputs, threads[0], options)?));
         }
         if options.wants("qemu")
             && let Some(command) = inputs.qemu(&script)?

@@ -90,12 +90,12 @@ pub fn table(selected: &[&Workload], native: &Best, ringside: &Best, qemu: &Best
     text
 }
 
-/// What a second vCPU brings to two threads that have nothing to do with each other.
-pub fn pair(one: &Best, two: &Best) -> Option<String> {
+/// What a second processor brings to two threads that have nothing to do with each other.
+pub fn pair(processors: &str, one: &Best, two: &Best) -> Option<String> {
     let (one, two) = (one.get(THREADS)?, two.get(THREADS)?);
     let ratio = |time: fn(&Measured) -> Duration| time(one).as_secs_f64() / time(two).as_secs_f64();
     Some(format!(
-        "two vCPUs do {:.2} times the work of one in the same time, with {:.2} times its processor time for each unit\n",
+        "two {processors} do {:.2} times the work of one in the same time, with {:.2} times its processor time for each unit\n",
         ratio(|measured| measured.clock),
         1.0 / ratio(|measured| measured.processor),
     ))

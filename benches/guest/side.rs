@@ -151,6 +151,25 @@ pub fn native(inputs: &Inputs, selected: &[&Workload], options: &Options) -> any
     Ok(results)
 }
 
+/// Runs a workload natively on one of the host's processors, by `taskset`; nothing where that is not there.
+///
+/// # Errors
+/// Where it does not end as it should.
+pub fn native_on_one(inputs: &Inputs, workload: &Workload, options: &Options) -> anyhow::Result<Results> {
+    let Ok(allowed) = std::fs::read_to_string("/proc/self/status") else { return Ok(Results::new()) };
+    let first = allowed.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let Some(first) = first.and_then(|list| list.trim().split([',', '-']).next()) else {
+        return Ok(Results::new());
+    };
+    if Command::new("taskset").arg("--version").output().is_err() {
+        return Ok(Results::new());
+    }
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", first]).arg(&inputs.program);
+    command.arg(options.seconds.to_string()).arg(workload.name);
+    follow(command, true, options.timeout())
+}
+
 /// Runs a machine whose guest runs the workloads.
 ///
 /// # Errors
