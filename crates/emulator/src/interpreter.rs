@@ -431,6 +431,10 @@ impl Interpreter {
     fn take_signals(&mut self) -> Result<(), VmExit> {
         if self.attention.take(Signals::ENGINE) {
             self.answer_peers();
+            if self.cpu.mmu.tlb.wants_fold() {
+                self.cpu.mmu.tlb.fold();
+                self.forget();
+            }
         }
         if self.attention.take(Signals::INTERRUPT) {
             self.take_events()?;
@@ -625,7 +629,7 @@ impl Interpreter {
     pub(crate) fn forget(&mut self) {
         let start = Instant::now();
         if let Some(jit) = &mut self.jit {
-            jit.clear();
+            jit.clear(self.cpu.mmu.tlb.is_folded());
         }
         // Its tables from RIP to code may be other regimes' next.
         self.cpu.mmu.tlb.forget_targets();

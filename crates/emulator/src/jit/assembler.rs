@@ -1,5 +1,7 @@
 //! The few host instructions that translated code is made of besides the guest's own.
 
+use crate::mmu::{ENTRY_MASK, FOLD};
+
 /// A host register by its number in an encoding.
 pub type Host = u8;
 
@@ -134,6 +136,18 @@ impl Assembler {
         self.rex(wide, 0, 0, register);
         self.bytes.extend_from_slice(&[0x81, 0xc0 | extension << 3 | register & 7]);
         self.bytes.extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// The offset of the translation cache's entry for the linear address in [`ADDRESS`], to [`SCRATCH`]; `folded`: by higher
+    /// bits as well. Overwrites the flags.
+    pub fn entry_offset(&mut self, folded: bool) {
+        self.mov(SCRATCH, ADDRESS);
+        if folded {
+            self.shift(5, SCRATCH, FOLD);
+            self.registers(true, &[0x33], SCRATCH, ADDRESS);
+        }
+        self.shift(5, SCRATCH, 7);
+        self.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
     }
 
     /// `jcc rel32` by the condition's number.

@@ -6,7 +6,7 @@
 
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
 use super::vectors::{self, Routines, Width};
-use crate::mmu::{Access, ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
+use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// Offsets in the frame, in bytes.
 pub mod slot {
@@ -177,8 +177,8 @@ pub fn stack_routine(access: Access, size: u32) -> Option<usize> {
     fits.then(|| 2 * size.trailing_zeros() as usize + usize::from(access == Access::Write))
 }
 
-/// Generates the surrounding code, to be placed at offset `base`.
-pub fn stubs(base: usize, leave_early: bool) -> (Stubs, Vec<u8>) {
+/// Generates the surrounding code, to be placed at offset `base`. `folded`: as [`crate::mmu::Tlb::is_folded`].
+pub fn stubs(base: usize, leave_early: bool, folded: bool) -> (Stubs, Vec<u8>) {
     let mut a = Assembler::default();
     let mut stubs = Stubs::default();
     enter(&mut a, leave_early);
@@ -194,7 +194,7 @@ pub fn stubs(base: usize, leave_early: bool) -> (Stubs, Vec<u8>) {
     step(&mut a, stubs.dispatch, save);
     for (n, routine) in stubs.stack.iter_mut().enumerate() {
         *routine = a.here();
-        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2));
+        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2), folded);
     }
     (stubs.at(base), a.bytes)
 }
@@ -333,11 +333,9 @@ fn dispatch(a: &mut Assembler, leave: usize) {
 }
 
 /// One of [`Stubs::stack`]. The frame is 8 bytes further, behind the return address.
-fn find_on_stack(a: &mut Assembler, tag: i32, size: i32) {
+fn find_on_stack(a: &mut Assembler, tag: i32, size: i32, folded: bool) {
     let slot = |slot: i32| slot + 8;
-    a.mov(SCRATCH, ADDRESS);
-    a.shift(5, SCRATCH, 7);
-    a.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
+    a.entry_offset(folded);
     a.memory(true, &[0x03], SCRATCH, RSP, slot(slot::TLB));
     a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
     a.alu_immediate(true, 7, ADDRESS, 4096 - size);

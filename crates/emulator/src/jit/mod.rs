@@ -49,11 +49,13 @@ pub struct Settings {
     pub leave_early: bool,
     /// Blocks that are translated together, at most.
     pub region: usize,
+    /// Rounds of a block that leads to itself that are translated together, at most.
+    pub rounds: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { code_bytes: 64 << 20, hot: 16, leave_early: false, region: 32 }
+        Self { code_bytes: 64 << 20, hot: 16, leave_early: false, region: 32, rounds: 4 }
     }
 }
 
@@ -63,6 +65,9 @@ pub struct Jit {
     hot: u32,
     leave_early: bool,
     region: usize,
+    rounds: usize,
+    /// As [`crate::mmu::Tlb::is_folded`].
+    folded: bool,
     /// Translations stop where the instructions that they may run are used up.
     counts_down: bool,
     stubs: Stubs,
@@ -124,6 +129,8 @@ pub struct Source<'a> {
     pub vector_use: &'a dyn Fn(&Instruction) -> Option<Use>,
     /// Whether a block's instructions are counted when it is entered, and it is left where more than may have run.
     pub counts_at_entry: bool,
+    /// As [`crate::mmu::Tlb::is_folded`].
+    pub folded: bool,
     /// What is subtracted from the host's time-stamp counter to get the machine's, where nothing else has to be done.
     pub tsc_start: Option<u64>,
 }
@@ -161,6 +168,8 @@ impl Jit {
             hot: settings.hot,
             leave_early: settings.leave_early,
             region: settings.region,
+            rounds: settings.rounds,
+            folded: false,
             counts_down: false,
             stubs: Stubs::default(),
             links: Links::default(),
@@ -178,13 +187,15 @@ impl Jit {
     }
 
     fn place_stubs(&mut self) {
-        let (stubs, code) = stubs(self.memory.next(), self.leave_early);
+        let (stubs, code) = stubs(self.memory.next(), self.leave_early, self.folded);
         self.memory.push(&code);
         self.stubs = stubs;
     }
 
-    /// Forgets all translations.
-    pub fn clear(&mut self) {
+    /// Forgets all translations. From now on they find entries of the translation cache as [`crate::mmu::Tlb::is_folded`]
+    /// says.
+    pub fn clear(&mut self, folded: bool) {
+        self.folded = folded;
         self.memory.clear();
         self.links.clear();
         self.parts.clear();
@@ -264,9 +275,10 @@ impl Jit {
         counters
     }
 
-    /// Blocks that are translated together, at most: one where the count of instructions is watched.
-    pub fn most_blocks(&self) -> usize {
-        if self.counts_down { 1 } else { self.region }
+    /// Blocks that are translated together, at most: one where the count of instructions is watched; and rounds of one that
+    /// leads to itself.
+    pub fn most_blocks(&self) -> (usize, usize) {
+        (if self.counts_down { 1 } else { self.region }, self.rounds)
     }
 
     /// Whether a block's instructions are counted when it is entered.

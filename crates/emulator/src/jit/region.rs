@@ -15,8 +15,7 @@ use crate::mode::Mode;
 
 /// Instructions in a region, at most (the root's may be more).
 const MOST_INSNS: usize = 400;
-/// Rounds of a loop that are translated one after another, at most, and the instructions in them.
-const ROUNDS: usize = 4;
+/// Instructions in the rounds of a loop that are translated one after another, at most.
 const ROUNDS_INSNS: usize = 48;
 /// Instructions of a block at a region's end that is copied for each block that leads to it, at most, and those of all copies.
 const TAIL_INSNS: usize = 12;
@@ -70,13 +69,13 @@ pub struct Region {
 
 impl Region {
     /// The region around a block: what is decoded of its page, has not changed, has no translation yet, and is led to
-    /// by direct branches. At most `most` blocks.
+    /// by direct branches. At most `most` blocks, and so many rounds of a block that leads to itself.
     pub fn around(
         root: u32,
         mode: Mode,
         (blocks, memory, model): (&Blocks, &GuestMemory, &CpuModel),
         copies: &dyn Fn(&Instruction) -> bool,
-        most: usize,
+        (most, rounds): (usize, usize),
     ) -> Self {
         let mut region = Self { parts: Vec::new(), index: Map::default() };
         let mut factory = InstructionInfoFactory::new();
@@ -112,7 +111,7 @@ impl Region {
                 let part = || Part::new(number, block, blocks.bytes(&block), model, (&mut factory, copies));
                 good.then(part).filter(Part::is_tail)
             };
-            region.copy_parts(&mut tail);
+            region.copy_parts(&mut tail, rounds);
         }
         region.find_joins(most);
         region
@@ -129,7 +128,7 @@ impl Region {
     ///   once a round is done once for all of them.
     /// - A small block that ends in a return, a call or an indirect jump is copied for each block that leads to it, also where
     ///   it has a translation of its own.
-    fn copy_parts(&mut self, tail: &mut dyn FnMut(u64) -> Option<Part>) {
+    fn copy_parts(&mut self, tail: &mut dyn FnMut(u64) -> Option<Part>, most_rounds: usize) {
         let mut edges: Map<u64, usize> = Map::from_iter([(self.parts[0].block.rip, 1)]);
         for &rip in self.parts.iter().flat_map(|part| &part.successors) {
             *edges.entry(rip).or_default() += 1;
@@ -141,7 +140,7 @@ impl Region {
             self.index.insert(rip, from);
             let successors = part.successors.clone();
             if successors.contains(&rip) {
-                let rounds = (ROUNDS_INSNS / part.insns.len().max(1)).clamp(1, ROUNDS);
+                let rounds = (ROUNDS_INSNS / part.insns.len().max(1)).clamp(1, most_rounds.max(1));
                 self.parts.extend(std::iter::repeat_n(part, rounds));
                 (from + 1..from + rounds).for_each(|next| self.parts[next - 1].own.push((rip, next)));
                 continue;

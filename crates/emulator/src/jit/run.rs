@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use engine::Signals;
 use iced_x86::Instruction;
 use x86::Flags;
 
@@ -89,6 +90,7 @@ impl Interpreter {
             model: &model,
             vector_use: &vector_use,
             counts_at_entry: jit.counts_at_entry(),
+            folded: self.cpu.mmu.tlb.is_folded(),
             tsc_start: self.cpu.wires.time.host_tsc_start(),
         };
         let Some(added) = jit.add(&source, &region) else {
@@ -287,6 +289,10 @@ impl Interpreter {
         if cpu.shadow {
             self.shadow_began = context.count;
         }
+        if cpu.mmu.tlb.wants_fold() {
+            self.attention.raise(Signals::ENGINE);
+        }
+        let cpu = &mut self.cpu;
         context.flags = to_frame(cpu.flags.bits());
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
         context.vector = (&raw mut *cpu.vector) as u64;

@@ -83,7 +83,7 @@ impl LockstepVcpu {
             model: config.cpu.clone(),
         };
         let mut translated = side(&config, config.memory.clone(), wires)?;
-        let settings = Settings { hot: 4, leave_early: true, ..Settings::default() };
+        let settings = Settings { hot: 4, leave_early: true, rounds: 1, ..Settings::default() };
         translated
             .enable_jit_with(settings)
             .map_err(|source| EngineError::Host { what: "mapping code memory", source })?;

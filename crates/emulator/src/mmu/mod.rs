@@ -10,7 +10,7 @@ mod walk;
 pub use access::{Place, Target};
 pub use keys::Keys;
 pub use paging::{Format, Paging, Sizes};
-pub use tlb::{ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE, Tlb, ViewState};
+pub use tlb::{ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE, FOLD, Tlb, ViewState};
 pub use walk::Translation;
 
 use guest_memory::Offset;

@@ -26,6 +26,11 @@ const SPACES: usize = 8;
 const SHARED: usize = SPACES;
 /// Pages in it that are not global, at most: with more, each space has a table of its own.
 const MOST_PRIVATE: usize = 256;
+/// Pages that took another's place, after which the entries are chosen by higher bits of the address as well.
+const MOST_CONFLICTS: u64 = 1 << 20;
+/// How far these are above those that choose the entries otherwise: what is as far apart as all entries cover gets places 64
+/// pages apart.
+pub const FOLD: u8 = 8;
 /// Fills that a table remembers one by one; after more, a flush empties all of it.
 const LOG: usize = 8192;
 
@@ -210,6 +215,10 @@ pub struct Tlb {
     ram: u64,
     /// How often a page was entered.
     fills: u64,
+    /// How often it took the place of another.
+    conflicts: u64,
+    /// Whether entries are chosen by higher bits of the address as well: see [`Tlb::fold`].
+    folded: bool,
 }
 
 impl Tlb {
@@ -232,6 +241,8 @@ impl Tlb {
             stored: Vec::new(),
             ram: 0,
             fills: 0,
+            conflicts: 0,
+            folded: false,
         };
         tlb.publish();
         tlb
@@ -284,8 +295,27 @@ impl Tlb {
     }
 
     #[inline(always)]
-    fn index(view: View, linear: u64) -> usize {
-        (view as usize * ENTRIES + (linear >> 12) as usize % ENTRIES) % SIZE
+    fn index(&self, view: View, linear: u64) -> usize {
+        let folded = if self.folded { linear ^ linear >> FOLD } else { linear };
+        (view as usize * ENTRIES + (folded >> 12) as usize % ENTRIES) % SIZE
+    }
+
+    /// Whether entries are chosen by higher bits of the address as well: those [`FOLD`] bits above.
+    pub fn is_folded(&self) -> bool {
+        self.folded
+    }
+
+    /// Whether [`Tlb::fold`] is due: so many pages took another's place that arrays may lie at each other's distance.
+    #[inline(always)]
+    pub fn wants_fold(&self) -> bool {
+        self.conflicts >= MOST_CONFLICTS && !self.folded
+    }
+
+    /// From now on, entries are chosen by higher bits of the address as well. Drops everything; translated code has to look
+    /// in other places from now on.
+    pub fn fold(&mut self) {
+        self.flush_all();
+        self.folded = true;
     }
 
     /// The first entry of a view in the present address space, for translated code.
@@ -295,7 +325,7 @@ impl Tlb {
 
     #[inline(always)]
     fn entry(&self, view: View, linear: u64) -> &Entry {
-        &self.table(view).entries[Self::index(view, linear)]
+        &self.table(view).entries[self.index(view, linear)]
     }
 
     /// Where `size` bytes at `linear` lie, for a load. `None` also where they cross into the next page.
@@ -338,7 +368,7 @@ impl Tlb {
         self.fills += 1;
         let (tag, page, allowed) = (linear & PAGE, mapping.offset & PAGE, mapping.allowed);
         let host = self.ram.wrapping_add(page);
-        let index = Self::index(view, linear);
+        let index = self.index(view, linear);
         if !mapping.global && self.of_view[view as usize % VIEWS] == SHARED {
             self.note_private(index, allowed.fetch);
         }
@@ -346,6 +376,7 @@ impl Tlb {
         let table = &mut self.tables[number];
         let entry = &mut table.entries[index];
         if [entry.read, entry.write, entry.fetch].iter().all(|&t| t != tag) || entry.page != host {
+            self.conflicts += u64::from(entry.page != 0);
             *entry = Entry { page: host, ..empty(index) };
             if table.log.len() < LOG {
                 table.log.push(index as u16);
@@ -504,9 +535,9 @@ impl Tlb {
             self.flush_all();
             return;
         }
+        let indices = VIEW.map(|view| self.index(view, linear));
         for table in self.tables.iter_mut() {
-            for view in VIEW {
-                let index = Self::index(view, linear);
+            for index in indices {
                 let entry = &mut table.entries[index];
                 let tags = [entry.read, entry.write, entry.fetch];
                 if tags.iter().any(|&tag| (tag ^ linear) & PAGE == 0) {
@@ -719,6 +750,28 @@ mod tests {
             tlb.flush_all();
             assert!(!tlb.holds(View::User, 0x1000, Access::Read));
         }
+    }
+
+    #[test]
+    fn arrays_at_the_distance_of_the_table_have_entries_of_their_own_once_they_took_each_others_places_often()
+    {
+        let arrays = || (0..4).flat_map(|array| (0..64).map(move |page| array << 26 | page << 12));
+        let insert = |tlb: &mut Tlb| arrays().for_each(|page| tlb.insert(View::User, page, small(page)));
+        let held = |tlb: &Tlb| arrays().filter(|&page| tlb.holds(View::User, page, Access::Read)).count();
+        let mut tlb = Tlb::new();
+        insert(&mut tlb);
+        assert_eq!((held(&tlb), tlb.wants_fold()), (64, false));
+        while !tlb.wants_fold() {
+            insert(&mut tlb);
+        }
+        tlb.fold();
+        assert_eq!((held(&tlb), tlb.wants_fold()), (0, false));
+        insert(&mut tlb);
+        assert_eq!(held(&tlb), 256);
+        assert_eq!(tlb.read(View::User, 1 << 26 | 0x1008, 8), Some(1 << 26 | 0x1008));
+        tlb.invalidate_page(1 << 26 | 0x1000);
+        assert_eq!(held(&tlb), 255);
+        assert!(tlb.drop_writes(2 << 26) && tlb.write(View::User, 2 << 26, 1).is_none());
     }
 
     #[test]

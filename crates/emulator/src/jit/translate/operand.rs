@@ -5,7 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
 use super::{Miss, NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
 use crate::jit::frame::{slot, stack_routine};
-use crate::mmu::{Access, ENTRY_MASK, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
+use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// Where a guest register lives.
 pub enum Home {
@@ -27,9 +27,7 @@ impl Translator<'_> {
     /// it gives is taken where the translation cache has no answer.
     pub(super) fn probe(&mut self, access: Access, size: u32) -> Jump {
         let tag = if access == Access::Write { ENTRY_WRITE } else { ENTRY_READ };
-        self.a.mov(SCRATCH, ADDRESS);
-        self.a.shift(5, SCRATCH, 7);
-        self.a.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
+        self.a.entry_offset(self.source.folded);
         self.a.memory(true, &[0x03], SCRATCH, RSP, slot::TLB);
         self.a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
         self.a.alu_immediate(true, 7, ADDRESS, 4096 - size as i32);
