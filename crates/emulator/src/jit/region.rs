@@ -181,7 +181,8 @@ impl Region {
         for (from, part) in self.parts.iter().enumerate() {
             for &rip in &part.successors {
                 if let Some(to) = self.target(from, rip) {
-                    edges[to] += 1;
+                    // What a part behind it leads to cannot find things as that leaves them: it is translated first.
+                    edges[to] += if from < to { 1 } else { 2 };
                 }
             }
         }

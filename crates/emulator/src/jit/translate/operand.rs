@@ -1,6 +1,6 @@
 //! Operands: guest registers in host registers, and memory operands through the translation cache.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 use super::{Miss, NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
@@ -240,7 +240,9 @@ pub fn read_in_frame(copy: &mut Instruction, n: u32, access: OpAccess, loaded: &
         copy.mnemonic(),
         Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc | Mnemonic::Xchg | Mnemonic::Xadd
     );
-    if access != OpAccess::Read || others || is_loaded || differs {
+    // With an operand in memory, the bit for rounding says something else.
+    let rounds = copy.op_code().encoding() == EncodingKind::EVEX;
+    if access != OpAccess::Read || others || is_loaded || differs || rounds {
         return false;
     }
     if n == 1 && copy.op_kind(0) == OpKind::Register {
@@ -294,6 +296,7 @@ fn home_is_frame(register: Register) -> bool {
 
 fn set_frame_operand(copy: &mut Instruction, n: u32, at: i32) {
     copy.set_op_kind(n, OpKind::Memory);
+    copy.set_segment_prefix(Register::None);
     copy.set_memory_base(Register::RSP);
     copy.set_memory_index(Register::None);
     copy.set_memory_displacement64(at as u64);
