@@ -580,9 +580,8 @@ impl Interpreter {
             let stored = self.cpu.mmu.tlb.drop_writes(page);
             if new {
                 self.peers.announce_code(page);
-                return generation;
             }
-            if !stored {
+            if new || !stored {
                 return generation;
             }
             // Another vCPU marked it, and this one has not answered yet: it may have stored unseen since.

@@ -138,9 +138,10 @@ impl Assembler {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// The offset of the translation cache's entry for the linear address in [`ADDRESS`], to [`SCRATCH`]; `folded`: by higher
-    /// bits as well. Overwrites the flags.
-    pub fn entry_offset(&mut self, folded: bool) {
+    /// Looks for the linear address in [`ADDRESS`] in the translation cache, whose entries' address is at RSP + `tlb`: the entry's
+    /// address to [`SCRATCH`], the place in the page to [`ADDRESS`]. `folded`: as [`crate::mmu::Tlb::is_folded`]. The jump is
+    /// taken where the tag at `tag` is not that of `size` bytes there. Overwrites the flags.
+    pub fn find_entry(&mut self, tlb: i32, tag: i32, size: i32, folded: bool) -> Jump {
         self.mov(SCRATCH, ADDRESS);
         if folded {
             self.shift(5, SCRATCH, FOLD);
@@ -148,6 +149,10 @@ impl Assembler {
         }
         self.shift(5, SCRATCH, 7);
         self.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
+        self.memory(true, &[0x03], SCRATCH, RSP, tlb);
+        self.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
+        self.alu_immediate(true, 7, ADDRESS, 4096 - size);
+        self.jump_if(7)
     }
 
     /// `jcc rel32` by the condition's number.

@@ -162,6 +162,8 @@ pub struct Stubs {
     /// linear address in [`ADDRESS`] becomes the host's; CF is set where the translation cache has no answer. By
     /// [`stack_routine`].
     pub stack: [usize; STACK_ROUTINES],
+    /// How all code finds entries of the translation cache: [`crate::mmu::Tlb::is_folded`].
+    pub folded: bool,
     /// Vector and x87 state.
     pub vectors: Routines,
 }
@@ -177,10 +179,10 @@ pub fn stack_routine(access: Access, size: u32) -> Option<usize> {
     fits.then(|| 2 * size.trailing_zeros() as usize + usize::from(access == Access::Write))
 }
 
-/// Generates the surrounding code, to be placed at offset `base`. `folded`: as [`crate::mmu::Tlb::is_folded`].
+/// Generates the surrounding code, to be placed at offset `base`. `folded`: see [`Stubs::folded`].
 pub fn stubs(base: usize, leave_early: bool, folded: bool) -> (Stubs, Vec<u8>) {
     let mut a = Assembler::default();
-    let mut stubs = Stubs::default();
+    let mut stubs = Stubs { folded, ..Stubs::default() };
     enter(&mut a, leave_early);
     stubs.vectors = vectors::routines(&mut a, Width::of_host());
     let save = stubs.vectors.save;
@@ -216,6 +218,7 @@ impl Stubs {
             refuse: base + self.refuse,
             step: base + self.step,
             stack: self.stack.map(|routine| base + routine),
+            folded: self.folded,
             vectors,
         }
     }
@@ -335,11 +338,7 @@ fn dispatch(a: &mut Assembler, leave: usize) {
 /// One of [`Stubs::stack`]. The frame is 8 bytes further, behind the return address.
 fn find_on_stack(a: &mut Assembler, tag: i32, size: i32, folded: bool) {
     let slot = |slot: i32| slot + 8;
-    a.entry_offset(folded);
-    a.memory(true, &[0x03], SCRATCH, RSP, slot(slot::TLB));
-    a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
-    a.alu_immediate(true, 7, ADDRESS, 4096 - size);
-    let missing = a.jump_if(7);
+    let missing = a.find_entry(slot(slot::TLB), tag, size, folded);
     a.store(ADDRESS, RSP, slot(slot::KEPT));
     // Only a page that may be read and written is noted.
     a.load(ADDRESS, SCRATCH, ENTRY_WRITE);

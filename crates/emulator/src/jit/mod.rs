@@ -66,8 +66,6 @@ pub struct Jit {
     leave_early: bool,
     region: usize,
     rounds: usize,
-    /// As [`crate::mmu::Tlb::is_folded`].
-    folded: bool,
     /// Translations stop where the instructions that they may run are used up.
     counts_down: bool,
     stubs: Stubs,
@@ -129,8 +127,6 @@ pub struct Source<'a> {
     pub vector_use: &'a dyn Fn(&Instruction) -> Option<Use>,
     /// Whether a block's instructions are counted when it is entered, and it is left where more than may have run.
     pub counts_at_entry: bool,
-    /// As [`crate::mmu::Tlb::is_folded`].
-    pub folded: bool,
     /// What is subtracted from the host's time-stamp counter to get the machine's, where nothing else has to be done.
     pub tsc_start: Option<u64>,
 }
@@ -158,18 +154,17 @@ pub struct Added {
 type Enter = unsafe extern "sysv64" fn(*mut Context, u64) -> u32;
 
 impl Jit {
-    /// Maps the code memory, near the pages' states where there is room.
+    /// Maps the code memory, near the pages' states where there is room. `folded`: as [`crate::mmu::Tlb::is_folded`].
     ///
     /// # Errors
     /// The host refuses it.
-    pub fn new(settings: Settings, states: u64) -> std::io::Result<Self> {
+    pub fn new(settings: Settings, states: u64, folded: bool) -> std::io::Result<Self> {
         let mut jit = Self {
             memory: CodeMemory::near(settings.code_bytes, states)?,
             hot: settings.hot,
             leave_early: settings.leave_early,
             region: settings.region,
             rounds: settings.rounds,
-            folded: false,
             counts_down: false,
             stubs: Stubs::default(),
             links: Links::default(),
@@ -182,12 +177,12 @@ impl Jit {
             statistics: Statistics::default(),
             by_mnemonic: Vec::new(),
         };
-        jit.place_stubs();
+        jit.place_stubs(folded);
         Ok(jit)
     }
 
-    fn place_stubs(&mut self) {
-        let (stubs, code) = stubs(self.memory.next(), self.leave_early, self.folded);
+    fn place_stubs(&mut self, folded: bool) {
+        let (stubs, code) = stubs(self.memory.next(), self.leave_early, folded);
         self.memory.push(&code);
         self.stubs = stubs;
     }
@@ -195,7 +190,6 @@ impl Jit {
     /// Forgets all translations. From now on they find entries of the translation cache as [`crate::mmu::Tlb::is_folded`]
     /// says.
     pub fn clear(&mut self, folded: bool) {
-        self.folded = folded;
         self.memory.clear();
         self.links.clear();
         self.parts.clear();
@@ -203,7 +197,7 @@ impl Jit {
         self.states.clear();
         self.calls.clear();
         self.targets.clear();
-        self.place_stubs();
+        self.place_stubs(folded);
     }
 
     /// What was done so far.

@@ -206,9 +206,7 @@ impl Part {
         let successors = insns.last().map(|last| successors(last, block.end)).unwrap_or_default();
         Self { number, block, insns, facts, successors, join: false, own: Vec::new(), dead: false }
     }
-}
 
-impl Part {
     /// Whether it ends in a branch whose target is not known, or a call: nothing of the region follows.
     fn is_tail(&self) -> bool {
         use FlowControl::{Call, IndirectBranch, IndirectCall, Return};

@@ -43,7 +43,8 @@ impl Interpreter {
     /// The host gives no memory for code.
     pub fn enable_jit_with(&mut self, settings: Settings) -> std::io::Result<()> {
         self.cpu.mmu.tlb.forget_targets();
-        self.jit = Some(Jit::new(settings, self.cpu.memory.marks().state_address(0))?);
+        let states = self.cpu.memory.marks().state_address(0);
+        self.jit = Some(Jit::new(settings, states, self.cpu.mmu.tlb.is_folded())?);
         Ok(())
     }
 
@@ -90,7 +91,6 @@ impl Interpreter {
             model: &model,
             vector_use: &vector_use,
             counts_at_entry: jit.counts_at_entry(),
-            folded: self.cpu.mmu.tlb.is_folded(),
             tsc_start: self.cpu.wires.time.host_tsc_start(),
         };
         let Some(added) = jit.add(&source, &region) else {
@@ -292,7 +292,6 @@ impl Interpreter {
         if cpu.mmu.tlb.wants_fold() {
             self.attention.raise(Signals::ENGINE);
         }
-        let cpu = &mut self.cpu;
         context.flags = to_frame(cpu.flags.bits());
         context.tlb = cpu.mmu.tlb.base(cpu.mmu.view) as u64;
         context.vector = (&raw mut *cpu.vector) as u64;

@@ -337,9 +337,7 @@ impl Translator<'_> {
         let mut spilled: Vec<(i32, Host)> = Vec::new();
         for n in 0..copy.op_count() {
             let is_general = copy.op_kind(n) == OpKind::Register && copy.op_register(n).is_gpr();
-            if is_general
-                && (memory.is_some() || !operand::read_in_frame(&mut copy, n, accesses[n as usize], &spilled))
-            {
+            if is_general && !operand::read_in_frame(&mut copy, n, accesses[n as usize], &spilled) {
                 let only_written = accesses[n as usize] == OpAccess::Write && operand::is_once(i, n);
                 let register = self.rename(copy.op_register(n), only_written, &mut free, &mut spilled)?;
                 copy.set_op_register(n, register);

@@ -85,36 +85,27 @@ impl Table {
     }
 
     fn clear(&mut self) {
-        if self.log.len() < LOG {
-            for &index in &self.log {
-                self.entries[usize::from(index) % SIZE] = empty(index.into());
-            }
-        } else {
-            self.each_filled(|index, entry| *entry = empty(index));
-        }
+        each_filled(&mut self.entries, &self.log, |index, entry| *entry = empty(index));
         self.log.clear();
         self.keyed.clear();
     }
 
     /// Drops what allows loads and stores: of pages with a protection key, or of all.
     fn drop_data(&mut self, all: bool) {
-        let drop = |index: usize, entry: &mut Entry| {
-            (entry.read, entry.write) = (no_page(index), no_page(index));
-        };
         let filled = if all { &self.log } else { &self.keyed };
-        if filled.len() < LOG {
-            for &index in filled {
-                drop(index.into(), &mut self.entries[usize::from(index) % SIZE]);
-            }
-        } else {
-            self.each_filled(drop);
-        }
+        each_filled(&mut self.entries, filled, |index, entry| {
+            (entry.read, entry.write) = (no_page(index), no_page(index));
+        });
         self.keyed.clear();
     }
+}
 
-    /// All entries that hold something. The others are only read.
-    fn each_filled(&mut self, mut act: impl FnMut(usize, &mut Entry)) {
-        let filled = self.entries.iter_mut().enumerate().filter(|(index, entry)| **entry != empty(*index));
+/// The entries that a log names; where it is full, all that hold something: the others are only read.
+fn each_filled(entries: &mut [Entry; SIZE], log: &[u16], mut act: impl FnMut(usize, &mut Entry)) {
+    if log.len() < LOG {
+        log.iter().for_each(|&index| act(index.into(), &mut entries[usize::from(index) % SIZE]));
+    } else {
+        let filled = entries.iter_mut().enumerate().filter(|(index, entry)| **entry != empty(*index));
         filled.for_each(|(index, entry)| act(index, entry));
     }
 }
@@ -508,13 +499,7 @@ impl Tlb {
             Stored::Anywhere => {
                 let mut found = false;
                 for table in self.tables.iter_mut() {
-                    if table.log.len() < LOG {
-                        for &index in &table.log {
-                            found |= drop(index.into(), &mut table.entries[usize::from(index) % SIZE]);
-                        }
-                    } else {
-                        table.each_filled(|index, entry| found |= drop(index, entry));
-                    }
+                    each_filled(&mut table.entries, &table.log, |index, entry| found |= drop(index, entry));
                 }
                 found
             }

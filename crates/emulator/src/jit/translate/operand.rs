@@ -27,11 +27,7 @@ impl Translator<'_> {
     /// it gives is taken where the translation cache has no answer.
     pub(super) fn probe(&mut self, access: Access, size: u32) -> Jump {
         let tag = if access == Access::Write { ENTRY_WRITE } else { ENTRY_READ };
-        self.a.entry_offset(self.source.folded);
-        self.a.memory(true, &[0x03], SCRATCH, RSP, slot::TLB);
-        self.a.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
-        self.a.alu_immediate(true, 7, ADDRESS, 4096 - size as i32);
-        let miss = self.a.jump_if(7);
+        let miss = self.a.find_entry(slot::TLB, tag, size as i32, self.stubs.folded);
         self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
         miss
     }
