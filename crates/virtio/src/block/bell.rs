@@ -71,8 +71,12 @@ impl Bell {
 
     pub(super) fn awake(&self) {
         self.asleep.store(false, Ordering::SeqCst);
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.event, &mut count);
+        self.take();
+    }
+
+    /// Takes what was written: the next wait is one again.
+    fn take(&self) {
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
     }
 
     /// Waits until somebody rings, or so long.
@@ -96,8 +100,7 @@ impl Bell {
             }
             self.wait(Some(left));
             if !self.is_stopped() {
-                let mut count = [0; 8];
-                let _ = rustix::io::read(&self.event, &mut count);
+                self.take();
             }
         }
     }

@@ -399,10 +399,7 @@ impl Work {
             return false;
         }
         let mut requests = std::mem::take(&mut self.group.requests);
-        for request in requests.drain(..) {
-            let data = if write { 0 } else { request.len };
-            self.finish(request, status::OK, data);
-        }
+        requests.drain(..).for_each(|request| self.finish(request, status::OK));
         self.group.requests = requests;
         true
     }
@@ -452,7 +449,7 @@ impl Work {
             Action::Identify => {
                 let name = &self.shared.name[..(request.room as usize).min(self.shared.name.len())];
                 return match request.chain.write(&self.memory, 0, name) {
-                    Ok(written) => self.finish(request, status::OK, written as u64),
+                    Ok(written) => self.finish_with(request, status::OK, written as u64),
                     Err(error) => self.queue.fail(format_args!("the driver gave {error}")),
                 };
             }
@@ -467,47 +464,41 @@ impl Work {
             }),
             Action::Refuse(status) => *status,
         };
-        self.finish(request, status, 0);
+        self.finish(request, status);
     }
 
     /// A transfer by itself, on this thread, and tried again while the host has no space.
     fn one_by_one(&mut self, request: Request) {
-        let done = match request.action {
-            Action::Read { offset } => {
-                let status = self.retrying("read", |work| work.read(&request, offset));
-                (status, if status == status::OK { request.len } else { 0 })
-            }
+        let status = match request.action {
+            Action::Read { offset } => self.retrying("read", |work| work.transfer(&request, offset)),
             Action::Write { offset } => {
-                (self.retrying("write", |work| work.write(&request, offset).and_then(|()| work.settle())), 0)
+                self.retrying("write", |work| work.transfer(&request, offset).and_then(|()| work.settle()))
             }
-            _ => (status::UNSUPPORTED, 0),
+            _ => status::UNSUPPORTED,
         };
-        self.finish(request, done.0, done.1);
+        self.finish(request, status);
     }
 
-    fn read(&mut self, request: &Request, offset: u64) -> io::Result<()> {
-        if self.place(request).is_some()
+    /// Moves a request's bytes, directly or through the buffer.
+    fn transfer(&mut self, request: &Request, offset: u64) -> io::Result<()> {
+        if let Some((write, offset)) = self.place(request)
             && let Some(direct) = self.shared.disk.direct()
         {
             let slices = std::mem::replace(&mut self.slices, self.memory.slices());
-            return slices.read_exact_at(direct.file.as_fd(), offset);
+            return match write {
+                true => slices.write_all_at(direct.file.as_fd(), offset),
+                false => slices.read_exact_at(direct.file.as_fd(), offset),
+            };
         }
+        let write = matches!(request.action, Action::Write { .. });
         self.in_parts(request.len, |work, at, part| {
+            if write {
+                request.chain.read(&work.memory, HEADER as u64 + at, part).map_err(io::Error::other)?;
+                return work.shared.disk.write(offset + at, part);
+            }
             work.shared.disk.read(offset + at, part)?;
-            request.chain.write(&work.memory, at, part).map_err(io::Error::other)
-        })
-    }
-
-    fn write(&mut self, request: &Request, offset: u64) -> io::Result<()> {
-        if self.place(request).is_some()
-            && let Some(direct) = self.shared.disk.direct()
-        {
-            let slices = std::mem::replace(&mut self.slices, self.memory.slices());
-            return slices.write_all_at(direct.file.as_fd(), offset);
-        }
-        self.in_parts(request.len, |work, at, part| {
-            request.chain.read(&work.memory, HEADER as u64 + at, part).map_err(io::Error::other)?;
-            work.shared.disk.write(offset + at, part).map(|()| 0)
+            request.chain.write(&work.memory, at, part).map_err(io::Error::other)?;
+            Ok(())
         })
     }
 
@@ -515,19 +506,19 @@ impl Work {
     fn in_parts(
         &mut self,
         len: u64,
-        mut action: impl FnMut(&mut Self, u64, &mut [u8]) -> io::Result<usize>,
+        mut action: impl FnMut(&mut Self, u64, &mut [u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(CHUNK, 0);
         let mut at = 0;
-        let mut result = Ok(0);
+        let mut result = Ok(());
         while at < len && result.is_ok() {
             let part = (len - at).min(CHUNK as u64);
             result = action(self, at, &mut buffer[..part as usize]);
             at += part;
         }
         self.buffer = buffer;
-        result.map(|_| ())
+        result
     }
 
     /// What was written is durable, where the driver wants that of each write.
@@ -595,16 +586,13 @@ impl Work {
                 again.append(&mut ready);
             }
         }
-        for request in ready {
-            let data = if matches!(request.action, Action::Read { .. }) { request.len } else { 0 };
-            self.finish(request, status::OK, data);
-        }
+        ready.into_iter().for_each(|request| self.finish(request, status::OK));
         for request in again {
             // By itself, so that its status is its own.
             match request.action {
                 Action::Flush => {
                     let status = self.retrying("flush", |work| work.shared.disk.flush());
-                    self.finish(request, status, 0);
+                    self.finish(request, status);
                 }
                 _ => self.one_by_one(request),
             }
@@ -612,7 +600,14 @@ impl Work {
         self.ring = Some(ring);
     }
 
-    fn finish(&mut self, request: Request, status: u8, data: u64) {
+    fn finish(&mut self, request: Request, status: u8) {
+        let read = status == status::OK && matches!(request.action, Action::Read { .. });
+        let data = if read { request.len } else { 0 };
+        self.finish_with(request, status, data);
+    }
+
+    /// The same, of a request to whose buffers so many bytes of data were written.
+    fn finish_with(&mut self, request: Request, status: u8, data: u64) {
         match request.finish(&self.memory, status, data) {
             Ok(written) => self.done.push((request.chain, written)),
             Err(error) => self.queue.fail(format_args!("the driver gave {error}")),

@@ -119,40 +119,11 @@ impl Chain {
         Ok(done)
     }
 
-    /// At most `len` bytes from `offset` of what is to be read, for the host's kernel to read without a copy.
+    /// Appends a range (an offset and bytes) of what is to be read to a list, for the host's kernel to read it without a
+    /// copy. What the chain does not have of it is left out.
     ///
     /// # Errors
     /// [`QueueError::Memory`].
-    pub fn readable_slices(
-        &self,
-        memory: &DmaMemory,
-        offset: u64,
-        len: u64,
-    ) -> Result<HostSlices, QueueError> {
-        let mut slices = memory.slices();
-        self.add_readable(memory, (offset, len), &mut slices)?;
-        Ok(slices)
-    }
-
-    /// At most `len` bytes from `offset` of what is to be written, for the host's kernel to write without a copy.
-    ///
-    /// # Errors
-    /// [`QueueError::Memory`].
-    pub fn writable_slices(
-        &self,
-        memory: &DmaMemory,
-        offset: u64,
-        len: u64,
-    ) -> Result<HostSlices, QueueError> {
-        let mut slices = memory.slices();
-        self.add_writable(memory, (offset, len), &mut slices)?;
-        Ok(slices)
-    }
-
-    /// Appends what [`Self::readable_slices`] gives to a list; the range is an offset and bytes.
-    ///
-    /// # Errors
-    /// As there.
     pub fn add_readable(
         &self,
         memory: &DmaMemory,
@@ -162,7 +133,7 @@ impl Chain {
         add(&self.readable.list, memory, range, (slices, false))
     }
 
-    /// Appends what [`Self::writable_slices`] gives to a list; the range is an offset and bytes.
+    /// Appends a range of what is to be written to a list, for the host's kernel to write there. As [`Self::add_readable`].
     ///
     /// # Errors
     /// As there.

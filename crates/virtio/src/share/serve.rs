@@ -81,8 +81,9 @@ fn errno(error: &io::Error) -> Errno {
 
 impl Payload for ChainPayload<'_> {
     fn store(&mut self, skip: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> Result<usize> {
-        let slices =
-            self.chain.readable_slices(self.memory, skip as u64, len as u64).map_err(|_| Errno::FAULT)?;
+        let mut slices = self.memory.slices();
+        let range = (skip as u64, len as u64);
+        self.chain.add_readable(self.memory, range, &mut slices).map_err(|_| Errno::FAULT)?;
         transfer(slices.len(), offset, |done| {
             let mut rest = slices.clone();
             rest.skip(done);
@@ -91,8 +92,9 @@ impl Payload for ChainPayload<'_> {
     }
 
     fn load(&mut self, skip: usize, len: usize, file: BorrowedFd<'_>, offset: u64) -> Result<usize> {
-        let slices =
-            self.chain.writable_slices(self.memory, skip as u64, len as u64).map_err(|_| Errno::FAULT)?;
+        let mut slices = self.memory.slices();
+        let range = (skip as u64, len as u64);
+        self.chain.add_writable(self.memory, range, &mut slices).map_err(|_| Errno::FAULT)?;
         transfer(slices.len(), offset, |done| {
             let mut rest = slices.clone();
             rest.skip(done);
