@@ -12,7 +12,7 @@ use crate::width::HIGH_BYTE;
 pub const MOST: usize = 64;
 
 /// Bytes of an instruction, at most.
-const LONGEST: usize = 15;
+pub const LONGEST: usize = 15;
 
 /// What decoding a run of bytes gave.
 pub struct Decoded {

@@ -10,7 +10,7 @@ use x86::{ExitReason, Flags};
 
 use crate::block::{Blocks, NO_BLOCK, NO_REGION, NewBlock, Regime};
 use crate::cpu::Cpu;
-use crate::decode::MOST;
+use crate::decode::{LONGEST, MOST};
 use crate::insn::{Insn, Stop};
 use crate::instructions::event::{Event, TripleFault};
 use crate::jit::{Call, Jit};
@@ -431,8 +431,12 @@ impl Interpreter {
     fn take_signals(&mut self) -> Result<(), VmExit> {
         if self.attention.take(Signals::ENGINE) {
             self.answer_peers();
-            if self.cpu.mmu.tlb.wants_fold() {
+            let folds = self.cpu.mmu.tlb.wants_fold();
+            if folds {
                 self.cpu.mmu.tlb.fold();
+            }
+            let grows = self.jit.as_mut().is_some_and(Jit::grow_targets);
+            if folds || grows {
                 self.forget();
             }
         }
@@ -528,15 +532,25 @@ impl Interpreter {
         if let Some(number) = self.blocks.find(offset, rip, self.cpu.mode) {
             let block = *self.blocks.get(number);
             // An instruction that crosses into another page is only good for the translation it was decoded with.
-            if block.pages[1] == NO_PAGE
-                && (self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset))
-            {
+            let same = block.pages[1] == NO_PAGE || self.next_page(linear)? == Some(block.pages[1]);
+            if same && (self.blocks.is_fresh(&block, &self.cpu.memory) || self.refresh(number, offset)) {
                 self.remember(rip, regime, number);
                 self.remember_region(block.region, regime);
                 return Ok(number);
             }
         }
-        self.decode_block(rip, offset, regime)
+        self.decode_block(rip, linear, offset, regime)
+    }
+
+    /// The page of RAM that code goes on in behind the end of a linear address's page; `None` where there is none.
+    fn next_page(&mut self, linear: u64) -> Result<Option<Offset>, Stop> {
+        let next = (linear | 0xfff).wrapping_add(1);
+        if next == 0 || !self.cpu.mode.is_64() && next >> 32 != 0 {
+            return Ok(None);
+        }
+        let target = self.cpu.target(self.cpu.mmu.fetch_view(), next, Access::Fetch)?;
+        self.cpu.mmu.tlb.note_fetch(next);
+        Ok(target.offset())
     }
 
     fn refresh(&mut self, number: u32, offset: Offset) -> bool {
@@ -589,22 +603,43 @@ impl Interpreter {
         }
     }
 
-    fn decode_block(&mut self, rip: u64, offset: Offset, regime: Regime) -> Result<u32, Stop> {
+    fn decode_block(&mut self, rip: u64, linear: u64, offset: Offset, regime: Regime) -> Result<u32, Stop> {
         if self.blocks.is_full() {
             self.forget();
         }
-        let generation = self.mark_code(offset);
+        let number = self.decode_pages(rip, [offset, NO_PAGE], regime);
+        let first = 4096 - (offset & 0xfff) as usize;
+        if number != NO_BLOCK || first >= self.code_left(rip).min(LONGEST) {
+            return Ok(number);
+        }
+        // The first instruction crosses into the next page: a block of its own.
+        Ok(match self.next_page(linear)? {
+            Some(next) => self.decode_pages(rip, [offset, next], regime),
+            None => NO_BLOCK,
+        })
+    }
+
+    /// Decodes the code at an offset to the end of its page; or one instruction, which crosses into a second page.
+    /// [`NO_BLOCK`] where there is no whole instruction.
+    fn decode_pages(&mut self, rip: u64, [offset, second]: [Offset; 2], regime: Regime) -> u32 {
+        let crosses = second != NO_PAGE;
+        let generations = [self.mark_code(offset), if crosses { self.mark_code(second) } else { 0 }];
         let mut bytes = [0; 512];
-        let len = (4096 - (offset & 0xfff) as usize).min(bytes.len()).min(self.code_left(rip));
-        self.cpu.memory.read_bytes(offset, &mut bytes[..len]);
+        let first = 4096 - (offset & 0xfff) as usize;
+        let all = if crosses { LONGEST } else { first.min(bytes.len()) }.min(self.code_left(rip));
+        let (head, tail) = bytes[..all].split_at_mut(first.min(all));
+        self.cpu.memory.read_bytes(offset, head);
+        if crosses {
+            self.cpu.memory.read_bytes(second, tail);
+        }
         let mut insns = std::mem::take(&mut self.scratch);
         insns.clear();
-        let decoded = self.cpu.decode(rip, &bytes[..len], MOST, &mut insns);
+        let decoded = self.cpu.decode(rip, &bytes[..all], if crosses { 1 } else { MOST }, &mut insns);
         if self.cpu.native.unit.generation() != self.native_generation {
             // The stubs of all blocks are gone.
             self.forget();
             self.scratch = insns;
-            return self.decode_block(rip, offset, regime);
+            return self.decode_pages(rip, [offset, second], regime);
         }
         let number = if decoded.truncated || insns.is_empty() {
             NO_BLOCK
@@ -613,8 +648,8 @@ impl Interpreter {
                 rip,
                 mode: self.cpu.mode,
                 offset,
-                pages: [offset & !0xfff, NO_PAGE],
-                generations: [generation, 0],
+                pages: [offset & !0xfff, second],
+                generations,
                 bytes: &bytes[..decoded.len],
                 insns: &insns,
             });
@@ -622,7 +657,7 @@ impl Interpreter {
             number
         };
         self.scratch = insns;
-        Ok(number)
+        number
     }
 
     pub(crate) fn forget(&mut self) {

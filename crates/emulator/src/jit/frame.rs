@@ -5,6 +5,7 @@
 //! blocks, the guest's arithmetic flags are in the frame.
 
 use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
+use super::targets::Size;
 use super::vectors::{self, Routines, Width};
 use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
@@ -162,10 +163,19 @@ pub struct Stubs {
     /// linear address in [`ADDRESS`] becomes the host's; CF is set where the translation cache has no answer. By
     /// [`stack_routine`].
     pub stack: [usize; STACK_ROUTINES],
-    /// How all code finds entries of the translation cache: [`crate::mmu::Tlb::is_folded`].
-    pub folded: bool,
+    /// How all code looks into the tables.
+    pub layout: Layout,
     /// Vector and x87 state.
     pub vectors: Routines,
+}
+
+/// How translated code looks into the tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// [`crate::mmu::Tlb::is_folded`].
+    pub folded: bool,
+    /// Those from RIP to code.
+    pub targets: Size,
 }
 
 /// The largest operand that is looked for with the stack, in bytes: a power of two.
@@ -179,10 +189,10 @@ pub fn stack_routine(access: Access, size: u32) -> Option<usize> {
     fits.then(|| 2 * size.trailing_zeros() as usize + usize::from(access == Access::Write))
 }
 
-/// Generates the surrounding code, to be placed at offset `base`. `folded`: see [`Stubs::folded`].
-pub fn stubs(base: usize, leave_early: bool, folded: bool) -> (Stubs, Vec<u8>) {
+/// Generates the surrounding code, to be placed at offset `base`.
+pub fn stubs(base: usize, leave_early: bool, layout: Layout) -> (Stubs, Vec<u8>) {
     let mut a = Assembler::default();
-    let mut stubs = Stubs { folded, ..Stubs::default() };
+    let mut stubs = Stubs { layout, ..Stubs::default() };
     enter(&mut a, leave_early);
     stubs.vectors = vectors::routines(&mut a, Width::of_host());
     let save = stubs.vectors.save;
@@ -191,12 +201,12 @@ pub fn stubs(base: usize, leave_early: bool, folded: bool) -> (Stubs, Vec<u8>) {
     stubs.refuse = a.here();
     leave(&mut a, save, exit::REFUSED);
     stubs.dispatch = a.here();
-    dispatch(&mut a, stubs.leave);
+    dispatch(&mut a, stubs.leave, layout.targets);
     stubs.step = a.here();
     step(&mut a, stubs.dispatch, save);
     for (n, routine) in stubs.stack.iter_mut().enumerate() {
         *routine = a.here();
-        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2), folded);
+        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2), layout.folded);
     }
     (stubs.at(base), a.bytes)
 }
@@ -218,7 +228,7 @@ impl Stubs {
             refuse: base + self.refuse,
             step: base + self.step,
             stack: self.stack.map(|routine| base + routine),
-            folded: self.folded,
+            layout: self.layout,
             vectors,
         }
     }
@@ -329,8 +339,8 @@ fn unwind(a: &mut Assembler) {
     a.bytes.push(0xc3);
 }
 
-fn dispatch(a: &mut Assembler, leave: usize) {
-    let another = a.find_target();
+fn dispatch(a: &mut Assembler, leave: usize, tables: Size) {
+    let another = a.find_target(tables);
     a.jump_to_target();
     a.land(another, leave);
 }

@@ -25,12 +25,13 @@ use iced_x86::Instruction;
 
 use crate::block::{Key, Regime};
 use crate::cpuid::CpuModel;
+use crate::mmu::NO_PAGE;
 use crate::mode::Mode;
 use crate::native::code_memory::CodeMemory;
 use call::Calls;
 pub use call::{Call, DYNAMIC};
 pub use frame::{Context, STEP_DISPATCH, exit};
-use frame::{Stubs, stubs};
+use frame::{Layout, Stubs, stubs};
 use links::Links;
 use region::Region;
 use targets::Targets;
@@ -117,10 +118,9 @@ const NAMED: usize = 15;
 pub struct Source<'a> {
     /// The mode that the blocks were decoded in.
     pub mode: Mode,
-    /// Their page's state, read no later than the page was last found unchanged since their bytes were.
-    pub state: u32,
-    /// Where that state is.
-    pub state_address: u64,
+    /// The states of their page, or of both that the only instruction lies in, read no later than the pages were last found
+    /// unchanged since their bytes were; and where the states are.
+    pub states: Vec<(u32, u64)>,
     /// What instructions there are.
     pub model: &'a CpuModel,
     /// How an instruction that only computes uses vector or x87 state; `None` where its handler has to be called.
@@ -182,7 +182,8 @@ impl Jit {
     }
 
     fn place_stubs(&mut self, folded: bool) {
-        let (stubs, code) = stubs(self.memory.next(), self.leave_early, folded);
+        let layout = Layout { folded, targets: self.targets.size() };
+        let (stubs, code) = stubs(self.memory.next(), self.leave_early, layout);
         self.memory.push(&code);
         self.stubs = stubs;
     }
@@ -321,6 +322,9 @@ impl Jit {
         }
         for &(part, entry) in &translation.entries {
             let block = &region.parts[part].block;
+            if block.pages[1] != NO_PAGE {
+                continue;
+            }
             let key = Key { offset: block.offset, rip: block.rip, mode };
             for at in self.links.to(key) {
                 jump(&mut self.memory, at, base + entry);
@@ -370,6 +374,21 @@ impl Jit {
     /// A regime's table from RIP to code; and whether another regime's was given up for it.
     pub fn targets(&mut self, regime: Regime) -> (u64, bool) {
         self.targets.table(regime)
+    }
+
+    /// Whether [`Jit::grow_targets`] is due: so many RIPs took another's place in the tables from RIP to code.
+    pub fn wants_growth(&self) -> bool {
+        self.targets.want_growth()
+    }
+
+    /// Makes the tables from RIP to code larger where that is due. Gives whether it was: then the caller forgets all blocks
+    /// and calls [`Jit::clear`].
+    pub fn grow_targets(&mut self) -> bool {
+        let due = self.wants_growth();
+        if due {
+            self.targets.grow();
+        }
+        due
     }
 
     /// Remembers where the code for a RIP is, in the regime whose table was asked for last.

@@ -58,7 +58,7 @@ impl Interpreter {
         let Some(hot) = self.jit.as_ref().map(Jit::hot) else { return false };
         let block = self.blocks.get_mut(number);
         block.heat = block.heat.saturating_add(1);
-        block.heat > hot && block.pages[1] == NO_PAGE
+        block.heat > hot
     }
 
     /// Translates a block, and what belongs to it.
@@ -66,8 +66,10 @@ impl Interpreter {
         let Some(jit) = &mut self.jit else { return };
         let (block, mode) = (*self.blocks.get(number), self.cpu.mode);
         let marks = self.cpu.memory.marks();
-        let state = marks.state(block.offset);
-        if !self.blocks.is_fresh(&block, &self.cpu.memory) || !marks.is_code(block.offset) {
+        let crosses = block.pages[1] != NO_PAGE;
+        let pages = if crosses { &block.pages[..] } else { &block.pages[..1] };
+        let states = pages.iter().map(|&page| (marks.state(page), marks.state_address(page))).collect();
+        if !self.blocks.is_fresh(&block, &self.cpu.memory) || !pages.iter().all(|&page| marks.is_code(page)) {
             return;
         }
         let model = self.cpu.wires.model.clone();
@@ -82,12 +84,12 @@ impl Interpreter {
             mode,
             (&self.blocks, &self.cpu.memory, &model),
             &copies,
-            jit.most_blocks(),
+            // What lies in two pages is only reached by way of the table, which knows both.
+            if crosses { (1, 1) } else { jit.most_blocks() },
         );
         let source = Source {
             mode,
-            state,
-            state_address: marks.state_address(block.offset),
+            states,
             model: &model,
             vector_use: &vector_use,
             counts_at_entry: jit.counts_at_entry(),
@@ -102,9 +104,9 @@ impl Interpreter {
             (block.code, block.region) = (code, added.region);
         }
         for key in added.exits {
-            let target = self.blocks.find(key.offset, key.rip, mode).map(|n| self.blocks.get(n).code);
-            if let Some(code) = target.filter(|&code| code != 0) {
-                jit.connect(key, code);
+            let target = self.blocks.find(key.offset, key.rip, mode).map(|n| self.blocks.get(n));
+            if let Some(target) = target.filter(|target| target.code != 0 && target.pages[1] == NO_PAGE) {
+                jit.connect(key, target.code);
             }
         }
         self.remember(rip, regime, number);
@@ -179,6 +181,9 @@ impl Interpreter {
         let targets = self.targets(regime);
         if let Some(jit) = &mut self.jit {
             jit.remember(self.cpu.rip, regime, code);
+            if jit.wants_growth() {
+                self.attention.raise(Signals::ENGINE);
+            }
         }
         let mut context = Context {
             registers: self.cpu.registers.all_mut().as_mut_ptr() as u64,

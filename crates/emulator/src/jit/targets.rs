@@ -1,11 +1,18 @@
 //! From RIP to translated code: for each regime a direct-mapped table, which translated code looks into itself.
 
+use std::alloc::{Layout, handle_alloc_error};
+
+use zerocopy::FromZeros;
+
 use super::assembler::{ADDRESS, Assembler, Jump, RSP, SCRATCH};
 use super::frame::slot;
 use crate::block::Regime;
 
-/// Entries of a table.
+/// Entries of a table, a power of two; and of a large one.
 const ENTRIES: usize = 8192;
+const LARGE: usize = 65536;
+/// RIPs that took another's place, after which the tables are large.
+const MOST_CONFLICTS: u64 = 1 << 16;
 /// Tables, at most: address spaces times privileges, with room for those that come and go.
 const TABLES: usize = 16;
 /// Fills of a table that are remembered one by one; after more, all of it is emptied.
@@ -14,56 +21,73 @@ const LOG: usize = 1024;
 /// Spreads a RIP over the entries: a multiplication, and the bits of the product from [`SHIFT`] on.
 const FACTOR: i32 = 0x9e37_79b1_u32 as i32;
 const SHIFT: u8 = 28;
-/// Masks the product to an entry's offset in bytes.
-const MASK: i32 = ((ENTRIES - 1) * size_of::<Target>()) as i32;
 /// Offset of an entry's code.
 const CODE: i32 = std::mem::offset_of!(Target, code) as i32;
 
-/// Where the code for a RIP is.
-#[derive(Clone, Copy)]
+/// Where the code for a RIP is. No code: no RIP finds it, for its own belongs to another entry.
+#[derive(Clone, Copy, FromZeros)]
 #[repr(C)]
 struct Target {
     rip: u64,
     code: u64,
 }
 
-/// Where the entry for a RIP stands, in bytes.
-fn offset(rip: u64) -> i32 {
-    let product = rip.wrapping_mul(i64::from(FACTOR) as u64);
-    (product >> SHIFT) as i32 & MASK
+/// How large the tables are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    is_large: bool,
 }
 
-fn index(rip: u64) -> usize {
-    offset(rip) as usize / size_of::<Target>() % ENTRIES
+impl Size {
+    fn entries(self) -> usize {
+        if self.is_large { LARGE } else { ENTRIES }
+    }
+
+    /// Masks the product to an entry's offset in bytes.
+    fn mask(self) -> i32 {
+        ((self.entries() - 1) * size_of::<Target>()) as i32
+    }
+
+    /// Where the entry for a RIP stands, in bytes.
+    fn offset(self, rip: u64) -> i32 {
+        let product = rip.wrapping_mul(i64::from(FACTOR) as u64);
+        (product >> SHIFT) as i32 & self.mask()
+    }
+
+    fn index(self, rip: u64) -> usize {
+        self.offset(rip) as usize / size_of::<Target>()
+    }
 }
 
-/// An entry that no RIP finds: its own belongs to another one.
-fn nothing(index_: usize) -> Target {
-    Target { rip: u64::from(index_ == index(0)), code: 0 }
+/// An entry that no RIP finds. It is zero but for the one that RIP 0 looks at, which is the first.
+fn nothing(index: usize) -> Target {
+    Target { rip: u64::from(index == 0), code: 0 }
 }
 
 /// One regime's targets.
 struct Table {
     regime: Option<Regime>,
-    entries: Box<[Target; ENTRIES]>,
+    entries: Box<[Target]>,
     /// The entries that were filled.
-    log: Vec<u16>,
+    log: Vec<u32>,
     /// When it was looked for last.
     used: u64,
 }
 
 impl Table {
-    fn new() -> Self {
-        let entries: Vec<Target> = (0..ENTRIES).map(nothing).collect();
-        let entries =
-            entries.into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!("the length is right"));
+    fn new(size: Size) -> Self {
+        // Entries that are never used take no memory of the host's.
+        let layout = || Layout::array::<Target>(size.entries()).unwrap_or(Layout::new::<Target>());
+        let mut entries = <[Target]>::new_box_zeroed_with_elems(size.entries())
+            .unwrap_or_else(|_| handle_alloc_error(layout()));
+        entries[0] = nothing(0);
         Self { regime: None, entries, log: Vec::with_capacity(LOG), used: 0 }
     }
 
     fn clear(&mut self) {
         if self.log.len() < LOG {
             for &at in &self.log {
-                self.entries[usize::from(at) % ENTRIES] = nothing(at.into());
+                self.entries[at as usize] = nothing(at as usize);
             }
         } else {
             self.entries.iter_mut().enumerate().for_each(|(at, entry)| *entry = nothing(at));
@@ -79,6 +103,9 @@ pub struct Targets {
     tables: Vec<Table>,
     current: usize,
     clock: u64,
+    size: Size,
+    /// How often a RIP took another's place.
+    conflicts: u64,
 }
 
 impl Targets {
@@ -98,7 +125,7 @@ impl Targets {
             return (found, false);
         }
         if self.tables.len() < TABLES {
-            self.tables.push(Table::new());
+            self.tables.push(Table::new(self.size));
         }
         // A new one, or the one that has not been looked for longest.
         let oldest =
@@ -116,11 +143,29 @@ impl Targets {
         else {
             return;
         };
-        let at = index(rip);
-        if table.log.len() < LOG && table.entries[at].code == 0 {
-            table.log.push(at as u16);
+        let at = self.size.index(rip);
+        let entry = &mut table.entries[at];
+        self.conflicts += u64::from(entry.code != 0 && entry.rip != rip);
+        if table.log.len() < LOG && entry.code == 0 {
+            table.log.push(at as u32);
         }
-        table.entries[at] = Target { rip, code };
+        *entry = Target { rip, code };
+    }
+
+    /// How large the tables are.
+    pub fn size(&self) -> Size {
+        self.size
+    }
+
+    /// Whether [`Targets::grow`] is due.
+    pub fn want_growth(&self) -> bool {
+        self.conflicts >= MOST_CONFLICTS && !self.size.is_large
+    }
+
+    /// From now on the tables are large. All code has to look in other places from now on.
+    pub fn grow(&mut self) {
+        self.size.is_large = true;
+        self.tables.clear();
     }
 
     /// Forgets all code.
@@ -131,12 +176,12 @@ impl Targets {
 
 impl Assembler {
     /// Looks for the RIP in [`ADDRESS`]: its entry's address, to [`SCRATCH`]. The jump is taken where it is another's.
-    pub fn find_target(&mut self) -> Jump {
+    pub fn find_target(&mut self, tables: Size) -> Jump {
         // imul r15, r14, FACTOR
         self.registers(true, &[0x69], SCRATCH, ADDRESS);
         self.bytes.extend_from_slice(&FACTOR.to_le_bytes());
         self.shift(5, SCRATCH, SHIFT);
-        self.alu_immediate(false, 4, SCRATCH, MASK);
+        self.alu_immediate(false, 4, SCRATCH, tables.mask());
         self.memory(true, &[0x03], SCRATCH, RSP, slot::TARGETS);
         self.memory(true, &[0x3b], ADDRESS, SCRATCH, 0);
         self.jump_if(5)
@@ -148,12 +193,12 @@ impl Assembler {
     }
 
     /// Goes to the code for a known RIP, which stays in [`ADDRESS`]. The jump is taken where it is not at hand.
-    pub fn jump_to_known_target(&mut self, rip: u64) -> Jump {
+    pub fn jump_to_known_target(&mut self, rip: u64, tables: Size) -> Jump {
         self.mov_immediate(ADDRESS, rip);
         self.load(SCRATCH, RSP, slot::TARGETS);
-        self.memory(true, &[0x3b], ADDRESS, SCRATCH, offset(rip));
+        self.memory(true, &[0x3b], ADDRESS, SCRATCH, tables.offset(rip));
         let another = self.jump_if(5);
-        self.memory(false, &[0xff], 4, SCRATCH, offset(rip) + CODE);
+        self.memory(false, &[0xff], 4, SCRATCH, tables.offset(rip) + CODE);
         another
     }
 }
@@ -165,14 +210,14 @@ mod tests {
     /// What translated code would find.
     fn found(targets: &mut Targets, regime: Regime, rip: u64) -> Option<u64> {
         targets.table(regime);
-        let entry = targets.tables[targets.current].entries[index(rip)];
+        let entry = targets.tables[targets.current].entries[targets.size.index(rip)];
         (entry.rip == rip).then_some(entry.code)
     }
 
     #[test]
     fn nothing_is_found_where_nothing_was_remembered() {
         let mut targets = Targets::default();
-        assert_ne!(index(0), index(1));
+        assert_ne!(Size::default().index(0), Size::default().index(1));
         for rip in (0..100_000).chain([u64::MAX, 1 << 63, 1 << 47]) {
             assert_eq!(found(&mut targets, 1, rip), None, "{rip:#x}");
         }
@@ -199,6 +244,26 @@ mod tests {
         assert_eq!(found(&mut targets, 1, 0x1000), None, "the one that was not used longest");
         targets.clear();
         assert_eq!(found(&mut targets, 0, 0x1000), None);
+    }
+
+    #[test]
+    fn tables_in_which_many_took_anothers_place_become_large() {
+        let mut targets = Targets::default();
+        let rips = || (0..LARGE as u64).map(|n| n * 16);
+        let fill = |targets: &mut Targets| {
+            targets.table(1);
+            rips().for_each(|rip| targets.remember(rip, 1, 5));
+            rips().filter(|&rip| found(targets, 1, rip).is_some()).count()
+        };
+        assert!(fill(&mut targets) <= ENTRIES && !targets.want_growth());
+        while !targets.want_growth() {
+            fill(&mut targets);
+        }
+        targets.grow();
+        assert!(!targets.want_growth());
+        assert!(rips().all(|rip| found(&mut targets, 1, rip).is_none()));
+        assert!(fill(&mut targets) > 3 * ENTRIES);
+        assert!(!targets.want_growth(), "they grow once");
     }
 
     #[test]

@@ -14,21 +14,21 @@ use crate::shared::{Peers, Shared};
 use crate::testing::*;
 
 /// Where functions are that the programs call.
-const FUNCTION: u64 = CODE + 0x2000;
+pub const FUNCTION: u64 = CODE + 0x2000;
 /// Another page with a function.
-const OTHER: u64 = CODE + 0x4000;
+pub const OTHER: u64 = CODE + 0x4000;
 /// A page of its own, mapped by an entry of its own, see [`with_page`].
-const PAGE: u64 = 0x40_0000;
+pub const PAGE: u64 = 0x40_0000;
 /// The table that maps it.
-const PAGE_TABLE: u64 = TABLES + 0x3000;
-const DATA: u64 = 0x28_0000;
+pub const PAGE_TABLE: u64 = TABLES + 0x3000;
+pub const DATA: u64 = 0x28_0000;
 /// Rounds that the loops go.
-const ROUNDS: u64 = 100;
+pub const ROUNDS: u64 = 100;
 
-const RCX: u8 = 1;
-const RBX: u8 = 3;
+pub const RCX: u8 = 1;
+pub const RBX: u8 = 3;
 
-fn write(cpu: &Cpu, at: u64, code: &[u8]) {
+pub fn write(cpu: &Cpu, at: u64, code: &[u8]) {
     (at..).zip(code).for_each(|(at, &byte)| put(cpu, at, byte));
 }
 
@@ -38,7 +38,7 @@ fn function(cpu: &Cpu, at: u64, value: u32) {
     write(cpu, at, &[0xb8, a, b, c, d, 0xc3]);
 }
 
-fn interpreter(mut cpu: Cpu, shared: &Arc<Shared>, settings: Option<Settings>) -> Interpreter {
+pub fn interpreter(mut cpu: Cpu, shared: &Arc<Shared>, settings: Option<Settings>) -> Interpreter {
     for vector in 0..20 {
         set_gate(&cpu, vector, 0, 1);
         if get::<u8>(&cpu, handler(vector)) == 0 {
@@ -57,14 +57,14 @@ fn interpreter(mut cpu: Cpu, shared: &Arc<Shared>, settings: Option<Settings>) -
 }
 
 /// The interpreter alone, everything translated, and what is hot translated.
-fn engines() -> [Option<Settings>; 3] {
+pub fn engines() -> [Option<Settings>; 3] {
     let settings = |hot| Some(Settings { hot, ..Settings::default() });
     [None, settings(0), settings(5)]
 }
 
 /// Runs code on each engine until it halts, RCX counting down from [`ROUNDS`], and checks the processor then. All
 /// must have retired as many instructions.
-fn on_each_engine(code: &[u8], cpu: impl Fn() -> Cpu, check: impl Fn(&Cpu)) {
+pub fn on_each_engine(code: &[u8], cpu: impl Fn() -> Cpu, check: impl Fn(&Cpu)) {
     let mut instructions = Vec::new();
     for settings in engines() {
         let mut cpu = cpu();
@@ -80,13 +80,13 @@ fn on_each_engine(code: &[u8], cpu: impl Fn() -> Cpu, check: impl Fn(&Cpu)) {
 }
 
 /// The vector, the error code or RIP on top of the stack, and RCX, where the processor halted in a handler.
-fn fault(cpu: &Cpu) -> Option<(u8, u64, u64)> {
+pub fn fault(cpu: &Cpu) -> Option<(u8, u64, u64)> {
     let vector = (0..20).find(|&vector| cpu.rip == handler(vector) + 1)?;
     Some((vector, stack::<1>(cpu, 8)[0], cpu.registers.get(RCX)))
 }
 
 /// 64-bit mode with [`PAGE`] mapped to where a test wants it.
-fn with_page(target: u64) -> Cpu {
+pub fn with_page(target: u64) -> Cpu {
     let cpu = long();
     put(&cpu, TABLES + 0x2000 + 16, PAGE_TABLE | 7);
     put(&cpu, PAGE_TABLE, target | 7);
@@ -195,8 +195,9 @@ fn another_vcpu_executes_what_one_patched_once_it_has_serialized() {
     }
 }
 
-/// A loop that calls the function in [`PAGE`], exchanges its page-table entry with another, and does `flush`.
-fn remapped(flush: [u8; 4]) {
+/// A loop that calls the function at R14, adds what it gives to EBX, exchanges the page-table entry at R15 with the one at R13,
+/// and does `flush`.
+pub fn exchanging(flush: [u8; 4]) -> Vec<u8> {
     // l: call *%r14; add %eax, %ebx; mov (%r15), %r8; mov (%r13), %r9; mov %r9, (%r15); mov %r8, (%r13)
     let mut code = vec![
         0x41, 0xff, 0xd6, 0x01, 0xc3, 0x4d, 0x8b, 0x07, 0x4d, 0x8b, 0x4d, 0x00, 0x4d, 0x89, 0x0f, 0x4d, 0x89,
@@ -205,6 +206,11 @@ fn remapped(flush: [u8; 4]) {
     code.extend(flush);
     // dec %ecx; jnz l; hlt
     code.extend([0xff, 0xc9, 0x75, 0xe5, 0xf4]);
+    code
+}
+
+/// That loop, where the entry is that of [`PAGE`].
+fn remapped(flush: [u8; 4]) {
     let cpu = || {
         let mut cpu = with_page(FUNCTION);
         put(&cpu, DATA, OTHER | 7);
@@ -215,7 +221,7 @@ fn remapped(flush: [u8; 4]) {
         }
         cpu
     };
-    on_each_engine(&code, cpu, |cpu| assert_eq!(cpu.registers.get(RBX), ROUNDS / 2 * 1001));
+    on_each_engine(&exchanging(flush), cpu, |cpu| assert_eq!(cpu.registers.get(RBX), ROUNDS / 2 * 1001));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod changing;
+mod crossing;
 mod generator;
 mod machine;
 mod planted;

@@ -62,35 +62,38 @@ impl Translator<'_> {
         }
     }
 
-    /// Compares the attention word with zero and the page's state with the expected one. The jumps are taken where there
+    /// Compares the attention word with zero and the pages' states with the expected ones. The jumps are taken where there
     /// is something to look at.
     fn poll(&mut self) -> Vec<Jump> {
         self.a.load(SCRATCH, RSP, slot::ATTENTION);
         // cmp dword [r15], 0
         self.a.memory(false, &[0x83], 7, SCRATCH, 0);
         self.a.bytes.push(0);
-        let attention = self.a.jump_if(5);
-        self.compare_state();
-        vec![attention, self.a.jump_if(5)]
+        let mut found = vec![self.a.jump_if(5)];
+        for &(state, address) in &self.source.states {
+            self.compare_state(state, address);
+            found.push(self.a.jump_if(5));
+        }
+        found
     }
 
-    /// Compares the page's state with the expected one: `cmp dword [state], expected`.
-    fn compare_state(&mut self) {
+    /// Compares a page's state with the expected one: `cmp dword [state], expected`.
+    fn compare_state(&mut self, state: u32, address: u64) {
         const LENGTH: u64 = 10;
         let behind = self.address + self.a.here() as u64 + LENGTH;
-        let distance = self.source.state_address.wrapping_sub(behind) as i64;
+        let distance = address.wrapping_sub(behind) as i64;
         match i32::try_from(distance) {
             Ok(distance) => {
                 self.a.bytes.extend_from_slice(&[0x81, 0x3d]);
                 self.a.bytes.extend_from_slice(&distance.to_le_bytes());
             }
             Err(_) => {
-                self.a.mov_immediate(SCRATCH, self.source.state_address);
+                self.a.mov_immediate(SCRATCH, address);
                 self.a.memory(false, &[0x81], 7, SCRATCH, 0);
             }
         }
         self.states.push(self.a.here());
-        self.a.bytes.extend_from_slice(&self.source.state.to_le_bytes());
+        self.a.bytes.extend_from_slice(&state.to_le_bytes());
     }
 
     /// `add qword [count], instructions`. Overwrites the host's flags.
@@ -162,7 +165,7 @@ impl Translator<'_> {
             self.a.mov_immediate(ADDRESS, rip);
             return self.outward_jump(self.stubs.dispatch);
         }
-        let another = self.a.jump_to_known_target(rip);
+        let another = self.a.jump_to_known_target(rip, self.stubs.layout.targets);
         self.outward.push((Assembler::at(another), self.stubs.leave));
     }
 
@@ -170,7 +173,7 @@ impl Translator<'_> {
     /// Where that block is not at hand, nothing is changed and the present instruction's handler is called, which also
     /// finds a RIP that is not canonical.
     pub(super) fn branch(&mut self, commit: impl FnOnce(&mut Assembler)) {
-        let another = self.a.find_target();
+        let another = self.a.find_target(self.stubs.layout.targets);
         self.no_resume(another);
         commit(&mut self.a);
         self.a.jump_to_target();
@@ -178,7 +181,7 @@ impl Translator<'_> {
 
     /// Goes to the block whose RIP is in [`ADDRESS`]. Each place has its own jump, for the host to predict.
     pub(super) fn dispatch(&mut self) {
-        let another = self.a.find_target();
+        let another = self.a.find_target(self.stubs.layout.targets);
         self.a.jump_to_target();
         self.outward.push((Assembler::at(another), self.stubs.leave));
     }

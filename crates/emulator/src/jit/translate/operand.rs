@@ -27,7 +27,7 @@ impl Translator<'_> {
     /// it gives is taken where the translation cache has no answer.
     pub(super) fn probe(&mut self, access: Access, size: u32) -> Jump {
         let tag = if access == Access::Write { ENTRY_WRITE } else { ENTRY_READ };
-        let miss = self.a.find_entry(slot::TLB, tag, size as i32, self.stubs.folded);
+        let miss = self.a.find_entry(slot::TLB, tag, size as i32, self.stubs.layout.folded);
         self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
         miss
     }
