@@ -321,9 +321,10 @@ pub struct RunArgs {
     /// The guest cannot leave the folder: symbolic links lead where they point in the guest. Its root has the files of
     /// the user that Ringside runs as. Owners, set-user-id bits and devices that it makes are kept in the extended
     /// attribute user.ringside.owner, never on the host's files themselves; where Ringside runs as root, owners are the
-    /// host's. Links, pipes and sockets can have no such attribute: they are root's whoever makes them, or with ids=kept
-    /// files on the host where they are not root's. With cache=auto, changes on the host are seen within a second; cache=always is for folders that nobody
-    /// else changes.
+    /// host's, and so are access control lists (over 9P with `-o posixacl`); otherwise there are no such lists. Links,
+    /// pipes and sockets cannot have that attribute: they are root's whoever makes them, or with ids=kept files on the
+    /// host where they are not root's. With cache=auto, changes on the host are seen within a second; cache=always is
+    /// for folders that nobody else changes.
     #[arg(long, value_name = "DIR[,tag=TAG,...]", value_parser = share_options::share, help_heading = "Machine")]
     pub share: Vec<ShareConfig>,
     /// Where the guest's terminal is: the first serial port, or a virtio console

@@ -45,7 +45,13 @@ fn programs() -> tempfile::TempDir {
 
 /// What both sides call the program with, besides the folder.
 fn arguments(seed: u64, kind: &str) -> String {
-    format!("{seed} {}{}", operations(), if kind == "9p" { " 9p" } else { "" })
+    let kind = if kind == "fs" { String::new() } else { format!(" {kind}") };
+    format!("{seed} {}{kind}", operations())
+}
+
+/// Which operations a share with these options is to have.
+fn kind_of(options: &str) -> &'static str {
+    if options.contains("9p") { "9p" } else { "fs" }
 }
 
 /// The outcome on the host.
@@ -69,19 +75,19 @@ fn as_strict_as_the_host() -> String {
         .concat()
 }
 
-/// A run of the program in the guest on each of these shares, all at the same time; what each printed.
+/// A run of the program in the guest on each of these shares, which have a folder, options, a kind of operations and a
+/// seed; all at the same time. What each printed.
 fn in_guest(
     mut command: Command,
     programs: &Path,
-    shares: &[(&Path, &str, u64)],
+    shares: &[(&Path, &str, &str, u64)],
     more: &[&str],
 ) -> Vec<String> {
     debian_file("vmlinux");
     command.args(["run", "--engine", "soft"]).args(more);
     command.arg("--share").arg(format!("{},tag=programs,readonly=on", programs.display()));
     let mut script = as_strict_as_the_host();
-    for (index, (path, options, seed)) in shares.iter().enumerate() {
-        let kind = if options.contains("9p") { "9p" } else { "fs" };
+    for (index, (path, options, kind, seed)) in shares.iter().enumerate() {
         command.arg("--share").arg(format!("{},tag=s{index},{options}", path.display()));
         let arguments = arguments(*seed, kind);
         script += &format!("/mnt/programs/random_files /mnt/s{index} {arguments} > /tmp/{index} & ");
@@ -108,7 +114,7 @@ fn random_operations_have_the_outcome_that_they_have_on_the_host() {
     let (programs, user) = (programs(), OrdinaryUser::new());
     let run = |command: Command, user: &OrdinaryUser, options: &str, more: &[&str]| {
         let (_folder, own) = user.own_folder();
-        in_guest(command, programs.path(), &[(&own, options, seed())], more).remove(0)
+        in_guest(command, programs.path(), &[(&own, options, kind_of(options), seed())], more).remove(0)
     };
     let (by_fs, by_9p) =
         (run(user.ringside(), &user, "ids=kept", &[]), run(user.ringside(), &user, "ids=kept,as=9p", &[]));
@@ -129,7 +135,8 @@ fn random_operations_have_the_outcome_that_they_have_on_the_host() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         open_to_all(folder.path());
-        let got = in_guest(ringside(), programs.path(), &[(folder.path(), options, seed())], &[]);
+        let share = (folder.path(), options, kind_of(options), seed());
+        let got = in_guest(ringside(), programs.path(), &[share], &[]);
         check_same(&got[0], expected, options);
     }
 }
@@ -153,7 +160,8 @@ fn several_folders_are_worked_in_at_once_over_each_transport_and_format_of_rings
         let folders: Vec<_> = kinds.iter().map(|_| tempfile::tempdir().unwrap()).collect();
         folders.iter().for_each(|folder| open_to_all(folder.path()));
         let options = ["as=fs,ids=kept", "as=9p,ids=kept", "cache=always,ids=kept"];
-        let shares: Vec<_> = (0..3).map(|at| (folders[at].path(), options[at], seeds[at])).collect();
+        let shares: Vec<_> =
+            (0..3).map(|at| (folders[at].path(), options[at], kinds[at], seeds[at])).collect();
         let got = in_guest(ringside(), programs.path(), &shares, more);
         for (at, expected) in expected.iter().enumerate() {
             match expected {
@@ -162,6 +170,93 @@ fn several_folders_are_worked_in_at_once_over_each_transport_and_format_of_rings
             }
         }
     }
+}
+
+#[test]
+fn access_control_lists_have_the_effect_that_they_have_on_the_host() {
+    let programs = programs();
+    let expected = is_root().then(|| native(programs.path(), seed(), "lists"));
+    let options = ["as=fs", "cache=none", "cache=always,ids=kept"];
+    let folders = options.map(|_| tempfile::tempdir().unwrap());
+    folders.iter().for_each(|folder| open_to_all(folder.path()));
+    let shares = std::array::from_fn::<_, 3, _>(|at| (folders[at].path(), options[at], "lists", seed()));
+    let got = in_guest(ringside(), programs.path(), &shares, &["--cpus", "2"]);
+    let Some(expected) = expected else {
+        eprintln!("skipped in part: an ordinary user's share has no lists");
+        assert!(got[0].contains("posix_acl_access") || got[0].contains("= EOPNOTSUPP"), "{}", got[0]);
+        return;
+    };
+    if !expected.lines().any(|line| {
+        line.starts_with(|c: char| c.is_ascii_digit()) && line.contains("_default") && line.contains("= 0")
+    }) {
+        eprintln!("skipped: the file system of {} has no lists", folders[0].path().display());
+        return;
+    }
+    got.iter().zip(options).for_each(|(got, options)| check_same(got, &expected, options));
+}
+
+/// What `setfacl` and `getfacl` do in a folder. Numbers of users and groups have no names.
+const LISTS: &str = r#"umask 027; mkdir d f && cd d && touch a && chmod 640 a
+    setfacl -m u:1234:rw,g:50:r,m::rwx a && getfacl -n a; stat -c %a a; chmod 600 a; getfacl -n a; chmod g=rx a; getfacl -n a
+    setfacl -x u:1234 a; getfacl -n a; setfacl -b a; getfacl -n a; stat -c %a a
+    setfacl -d -m u:1234:rwx,g::rx,o::- . && getfacl -n .; touch b; mkdir e; mknod p p; getfacl -n b e p; stat -c %a b e p
+    setfacl -k .; mkdir g; touch h; getfacl -n . g h; stat -c %a g h
+    setfacl -m u:1234:--x,u:77:rwx ../f; cp -a ../f ../f2; getfacl -n ../f2; chown 5:6 ../f2; getfacl -n ../f2; ls -ld ../f2 | cut -c 1-11
+    echo secret > s; chmod 600 s; setfacl -m u:1234:r s; setfacl -m u:1234:x .; chmod 711 ..
+    setpriv --reuid 1234 --regid 1234 --clear-groups cat s; setpriv --reuid 1235 --regid 1235 --clear-groups cat s
+    setfacl -m u:1234:w s; setpriv --reuid 1234 --regid 1234 --clear-groups cat s
+    touch sg; chgrp 50 sg; chmod 2755 sg; setfacl -m g:7:rx sg; stat -c %a sg; ln -s a l; setfacl -m u:9:r l; getfacl -n l
+    setfacl -m u:9:q a; getfattr -m - -d a 2>/dev/null; setfacl --set u::rw,u:3:r,g::r,o::r a
+    getfacl -nR . | setfacl --restore=- ; getfacl -nR . | sort | md5sum"#;
+
+#[test]
+fn setfacl_and_getfacl_do_what_they_do_on_linuxs_own_file_system() {
+    debian_file("vmlinux");
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut command = ringside();
+    command.args(["run", "--engine", "soft"]);
+    for package in ["acl", "attr", "util-linux"] {
+        command.args(["--package", package]);
+    }
+    for (folder, options) in folders.iter().zip(["tag=fs", "tag=p9,as=9p"]) {
+        open_to_all(folder.path());
+        command.arg("--share").arg(format!("{},{options}", folder.path().display()));
+    }
+    let script = format!(
+        "umount /mnt/p9 && mount -t 9p -o trans=virtio,version=9p2000.L,posixacl p9 /mnt/p9 || exit 9
+        mkdir /mnt/own && mount -t tmpfs own /mnt/own || exit 9
+        for at in /mnt/own /mnt/fs /mnt/p9; do (cd $at; {LISTS}) > /tmp/out 2>&1; cat /tmp/out; echo ====; done"
+    );
+    let output = text(&run_within(command.args(["--exec", &script]), Duration::from_secs(900)));
+    let parts: Vec<_> = output.split("====\n").collect();
+    assert!(parts[0].contains("user:1234:rw-") && parts[0].contains("secret"), "{}", parts[0]);
+    if !is_root() {
+        eprintln!("skipped in part: an ordinary user's share has no lists");
+        assert!(parts[1].contains("Operation not supported"), "{}", parts[1]);
+        return;
+    }
+    for (part, what) in parts[1..3].iter().zip(["virtio-fs", "9p"]) {
+        for (got, expected) in part.lines().zip(parts[0].lines()) {
+            assert_eq!(got, expected, "{what}: {part}");
+        }
+        assert_eq!(part.lines().count(), parts[0].lines().count(), "{what}");
+    }
+}
+
+#[test]
+fn an_ordinary_users_share_says_that_it_has_no_lists() {
+    let (programs, user) = (programs(), OrdinaryUser::new());
+    let (_folder, own) = user.own_folder();
+    let share = (&*own, "ids=kept", "lists", seed());
+    let got = in_guest(user.ringside(), programs.path(), &[share], &[]).remove(0);
+    let lists: Vec<_> =
+        got.lines().filter(|line| line.contains(" access ") || line.contains(" default ")).collect();
+    let set: Vec<_> = lists.iter().filter(|line| line.contains("sum")).collect();
+    assert!(set.len() > 20, "{got}");
+    assert!(
+        set.iter().all(|line| line.matches("= EOPNOTSUPP").count() == 3 || line.contains("= EINVAL")),
+        "{set:?}"
+    );
 }
 
 #[test]

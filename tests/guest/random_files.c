@@ -1,6 +1,7 @@
 // Random operations on files, the same for a seed: prints the outcome of each, which is the same on any file system.
-//   random_files FOLDER SEED COUNT [9p]
-// With "9p" what its clients cannot do is left out. Some operations are done as other users than root.
+//   random_files FOLDER SEED COUNT [9p|lists]
+// With "9p" what its clients cannot do is left out; with "lists" there are access control lists, and no devices. Some
+// operations are done as other users than root.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -22,7 +23,7 @@
 enum { FILES = 6, SPAN = 1 << 18 };
 
 static uint64_t state;
-static int is_9p;
+static int is_9p, has_lists;
 static int files[FILES];
 static char data[SPAN];
 
@@ -293,6 +294,9 @@ static void names(void) {
     case 8: {
         static const mode_t KINDS[] = {S_IFREG, S_IFIFO, S_IFSOCK, S_IFCHR, S_IFBLK, 0};
         mode_t mode = KINDS[below(6)] | below(010000);
+        // What is a file on the host has no list.
+        if (has_lists && (S_ISCHR(mode) || S_ISBLK(mode)))
+            mode = S_IFREG | (mode & 07777);
         printf("mknod %s %o", one, mode);
         outcome(mknod(one, mode, makedev(1 + below(3000), below(70000))));
         break;
@@ -319,7 +323,9 @@ static void owners(void) {
         uid = uid > 0 ? 1000 + uid : uid;
         struct stat s;
         // Not for links, pipes and sockets: the host may be unable to have them belong to others.
-        if (!lstat(name, &s) && !S_ISREG(s.st_mode) && !S_ISDIR(s.st_mode))
+        // Nor of none, where that takes a program's privileges: Linux's FUSE asks nobody whether it may.
+        if (!lstat(name, &s) && ((!S_ISREG(s.st_mode) && !S_ISDIR(s.st_mode)) ||
+                                 (uid < 0 && gid < 0 && s.st_mode & (S_ISUID | S_ISGID))))
             return;
         printf("chown %s %d %d", name, uid, gid);
         outcome(lchown(name, uid, gid));
@@ -380,6 +386,47 @@ static void owners(void) {
     show(name);
 }
 
+static char *entry(char *at, int tag, int id) {
+    uint16_t half[] = {(uint16_t)tag, (uint16_t)below(8)};
+    uint32_t number = (uint32_t)id;
+    memcpy(at, half, 4);
+    memcpy(at + 4, &number, 4);
+    return at + 8;
+}
+
+// An access control list of a file, or of what is made in a folder.
+static void lists(void) {
+    static const char *const KINDS[] = {"system.posix_acl_access", "system.posix_acl_default"};
+    const char *name = path(), *kind = KINDS[below(2)];
+    char list[128] = {2}, *end = list + 4;
+    struct stat s;
+    if (lstat(name, &s) || (!S_ISREG(s.st_mode) && !S_ISDIR(s.st_mode)))
+        return;
+    // The owner, named users, the group, named groups, the mask, others: in this order, or it is none.
+    int users = below(3), groups = below(3);
+    end = entry(end, 1, -1);
+    for (int user = 0; user < users; user++)
+        end = entry(end, 2, 1000 + user);
+    if (!seldom(12))
+        end = entry(end, 4, -1);
+    for (int group = 0; group < groups; group++)
+        end = entry(end, 8, 1 + group);
+    if (users + groups ? !seldom(12) : seldom(3))
+        end = entry(end, 16, -1);
+    end = entry(end, 32, -1);
+    printf("%s %s %d %d", kind + 17, name, users, groups);
+    if (seldom(4))
+        outcome(lremovexattr(name, kind));
+    else
+        outcome(lsetxattr(name, kind, list, end - list, 0));
+    for (int which = 0; which < 2; which++) {
+        long got = lgetxattr(name, KINDS[which], list, sizeof list);
+        outcome(got);
+        printf(" sum %u", got > 0 ? sum(list, got) : 0);
+    }
+    show(name);
+}
+
 static void locks(int fd) {
     struct flock lock = {.l_type = (short)below(3), .l_start = below(100), .l_len = below(50)};
     // For Linux's client of 9P both are of one kind.
@@ -402,12 +449,15 @@ static void as_other(void) {
         gid_t groups[] = {2};
         if (setgroups(more, groups) || setresgid(group, group, group) || setresuid(uid, uid, uid))
             _exit(1);
-        switch (below(4)) {
+        switch (below(has_lists ? 5 : 4)) {
         case 0:
             open_one();
             break;
         case 1:
             owners();
+            break;
+        case 4:
+            lists();
             break;
         default:
             names();
@@ -447,7 +497,8 @@ int main(int argc, char **argv) {
         return 1;
     setvbuf(stdout, 0, _IOFBF, 1 << 16);
     state = strtoull(argv[2], 0, 0);
-    is_9p = argc > 4;
+    is_9p = argc > 4 && !strcmp(argv[4], "9p");
+    has_lists = argc > 4 && !strcmp(argv[4], "lists");
     for (int i = 0; i < FILES; i++)
         files[i] = -1;
     for (long number = atol(argv[3]), step = 1; step <= number; step++) {
@@ -455,7 +506,7 @@ int main(int argc, char **argv) {
             begin();
         int fd = files[below(FILES)];
         printf("%ld ", step);
-        switch (below(12)) {
+        switch (below(has_lists ? 15 : 12)) {
         case 0:
         case 1:
             open_one();
@@ -483,6 +534,11 @@ int main(int argc, char **argv) {
                 locks(fd);
             else if (!is_9p)
                 unnamed();
+            break;
+        case 12:
+        case 13:
+        case 14:
+            lists();
             break;
         default:
             as_other();

@@ -217,6 +217,9 @@ impl FuseServer {
         } else {
             wanted -= Init::WRITEBACK_CACHE;
         }
+        if !self.folder.has_lists() {
+            wanted -= Init::POSIX_ACL | Init::DONT_MASK;
+        }
         let agreed = offered & wanted;
         *self.negotiated.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = agreed;
         self.folder.clear();
@@ -266,28 +269,29 @@ impl FuseServer {
 
     /// What has to do with a name in a folder.
     fn name(&self, header: &InHeader, mut args: Args<'_>) -> Result<Answer> {
-        let (node, caller) = (header.nodeid, Caller { uid: header.uid, gid: header.gid });
+        let node = header.nodeid;
+        let caller = |umask| Caller { uid: header.uid, gid: header.gid, umask };
         let entry = match header.opcode {
             opcode::LOOKUP => return self.lookup(node, args.name()?),
             opcode::SYMLINK => {
                 let (name, text) = (args.name()?, args.name()?);
-                self.folder.make_link(node, name, text, caller)?
+                self.folder.make_link(node, name, text, caller(0))?
             }
             opcode::MKNOD => {
-                let MknodIn { mode, rdev, .. } = args.take()?;
-                self.folder.make_node(node, args.name()?, mode, rdev, caller)?
+                let MknodIn { mode, rdev, umask, .. } = args.take()?;
+                self.folder.make_node(node, args.name()?, mode, rdev, caller(umask))?
             }
             opcode::MKDIR => {
-                let MkdirIn { mode, .. } = args.take()?;
-                self.folder.make_folder(node, args.name()?, mode, caller)?
+                let MkdirIn { mode, umask } = args.take()?;
+                self.folder.make_folder(node, args.name()?, mode, caller(umask))?
             }
             opcode::LINK => {
                 let LinkIn { oldnodeid } = args.take()?;
                 self.folder.link(oldnodeid, node, args.name()?)?
             }
             opcode::CREATE | opcode::TMPFILE => {
-                let CreateIn { flags, mode, .. } = args.take()?;
-                let flags = self.flags(flags);
+                let CreateIn { flags, mode, umask, .. } = args.take()?;
+                let (flags, caller) = (self.flags(flags), caller(umask));
                 let (entry, fh) = match header.opcode {
                     opcode::CREATE => self.folder.create(node, args.name()?, flags, mode, caller)?,
                     _ => self.folder.create_unnamed(node, flags, mode, caller)?,

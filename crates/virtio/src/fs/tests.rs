@@ -5,9 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::server::{Cache, FuseServer};
 use super::wire::*;
 use crate::Device;
-use crate::share::Errno;
 use crate::share::serve::Reply;
-use crate::share::testing::{Place, Random, descriptors_below, send};
+use crate::share::testing::{Place, Random, SETTINGS, descriptors_below, send};
+use crate::share::{Errno, Folder};
 
 fn request(opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {
     let len = (IN_HEADER + body.len()) as u32;
@@ -71,7 +71,12 @@ fn a_connection_begins_with_what_both_can_do() {
     let out = client.init(Init::all().bits());
     let agreed = Init::from_bits_truncate(out.flags.into());
     assert_eq!((out.major, out.minor, out.max_pages), (7, 38, 256));
-    assert_eq!(agreed, Init::all() - Init::WRITEBACK_CACHE);
+    let lists = Init::POSIX_ACL | Init::DONT_MASK;
+    assert_eq!(agreed, Init::all() - Init::WRITEBACK_CACHE - lists);
+    let of_root = Folder::open(&place.path(""), SETTINGS).unwrap();
+    let offered = if of_root.has_lists() { lists } else { Init::empty() };
+    let client_of_root = Client(FuseServer::new(of_root, Cache::Auto));
+    assert_eq!(u64::from(client_of_root.init(lists.bits()).flags), offered.bits());
     let less = Init::POSIX_LOCKS | Init::BIG_WRITES;
     assert_eq!(client.init(less.bits()).flags, less.bits() as u32);
     let always = Client::new(&place, Cache::Always);

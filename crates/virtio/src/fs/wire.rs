@@ -63,6 +63,7 @@ bitflags::bitflags! {
         const POSIX_LOCKS = 1 << 1;
         const ATOMIC_O_TRUNC = 1 << 3;
         const BIG_WRITES = 1 << 5;
+        const DONT_MASK = 1 << 6;
         const FLOCK_LOCKS = 1 << 10;
         const AUTO_INVAL_DATA = 1 << 12;
         const DO_READDIRPLUS = 1 << 13;
@@ -70,6 +71,7 @@ bitflags::bitflags! {
         const ASYNC_DIO = 1 << 15;
         const WRITEBACK_CACHE = 1 << 16;
         const PARALLEL_DIROPS = 1 << 18;
+        const POSIX_ACL = 1 << 20;
         const MAX_PAGES = 1 << 22;
         const CACHE_SYMLINKS = 1 << 23;
         const HANDLE_KILLPRIV_V2 = 1 << 28;
@@ -105,6 +107,8 @@ pub mod flag {
     pub const LK_FLOCK: u32 = 1 << 0;
     /// WRITE.
     pub const WRITE_KILL_SUIDGID: u32 = 1 << 2;
+    /// SETXATTR.
+    pub const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
     /// FSYNC.
     pub const FSYNC_FDATASYNC: u32 = 1 << 0;
 }

@@ -322,7 +322,7 @@ impl P9Server {
         }
         let (node, handle, attributes) = if kind == kind_of::LCREATE {
             let (name, flags, mode, gid) = (fields.text()?, fields.u32()?, fields.u32()?, fields.u32()?);
-            let (flags, caller) = (OFlags::from_bits_retain(flags), Caller { uid: fid.uid, gid });
+            let (flags, caller) = (OFlags::from_bits_retain(flags), Caller { uid: fid.uid, gid, umask: 0 });
             let (entry, handle) = self.folder.create(fid.node, name, flags, mode, caller)?;
             self.folder.forget(fid.node, 1);
             (entry.node, handle, entry.attributes)
@@ -345,7 +345,7 @@ impl P9Server {
     fn make(&self, kind: u8, mut fields: Fields<'_>) -> Result<Answer> {
         let fid = self.fid(&mut fields)?;
         let name = fields.text()?;
-        let caller = |gid| Caller { uid: fid.uid, gid };
+        let caller = |gid| Caller { uid: fid.uid, gid, umask: 0 };
         let entry = match kind {
             kind_of::SYMLINK => {
                 let (text, gid) = (fields.text()?, fields.u32()?);

@@ -23,6 +23,7 @@ mod files;
 pub(crate) mod fuzz;
 mod handles;
 mod kept;
+mod lists;
 mod locks;
 mod names;
 mod nodes;
@@ -132,6 +133,8 @@ pub struct Folder {
     devices: Mutex<Vec<u64>>,
     /// Whether the folder's file system has no attributes of users.
     plain: AtomicBool,
+    /// Whether files can have access control lists.
+    lists: bool,
 }
 
 impl Folder {
@@ -151,6 +154,7 @@ impl Folder {
         let stat = stat(root.as_fd(), b"")?;
         let identity = Identity { key: key_of(&stat), kind: kind::FOLDER, closed: false };
         let fits = usize::try_from(settings.memory / BYTES_PER_NODE).unwrap_or(usize::MAX);
+        let lists = lists::are_there(ids, root.as_fd());
         let limits = Limits { nodes: fits.max(MIN_NODES), descriptors: (settings.descriptors / 3).max(16) };
         Ok(Self {
             nodes: Mutex::new(Nodes::new(root, identity, limits)),
@@ -160,6 +164,7 @@ impl Folder {
             ids,
             devices: Mutex::new(vec![identity.key.device]),
             plain: AtomicBool::new(false),
+            lists,
         })
     }
 

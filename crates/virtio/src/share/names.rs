@@ -33,7 +33,7 @@ impl Folder {
         check_name(name)?;
         let folder = self.folder(parent)?;
         self.check_room()?;
-        let mode = kind::FILE | mode & !kind::MASK;
+        let mode = self.new_mode(&folder, kind::FILE | mode & !kind::MASK, caller);
         match self.make_file(&folder, name, flags, mode) {
             Ok(file) => {
                 let entry = self.found(parent, &folder, name, (mode, 0), caller)?;
@@ -73,7 +73,7 @@ impl Folder {
         self.writable()?;
         let folder = self.folder(parent)?;
         self.check_room()?;
-        let mode = kind::FILE | mode & !kind::MASK;
+        let mode = self.new_mode(&folder, kind::FILE | mode & !kind::MASK, caller);
         let host = self.ids.host_mode(mode, kind::FILE);
         let flags = self.allowed(flags)? | flags & OFlags::EXCL;
         let file = rustix::fs::openat(&*folder, ".", flags | OFlags::TMPFILE | OFlags::CLOEXEC, host.into())?;
@@ -121,6 +121,7 @@ impl Folder {
         check_name(name)?;
         let folder = self.folder(parent)?;
         let mode = if mode & kind::MASK == 0 { mode | kind::FILE } else { mode };
+        let mode = self.new_mode(&folder, mode, caller);
         let rdev = match mode & kind::MASK {
             kind::FILE => {
                 self.make_file(&folder, name, OFlags::WRONLY, mode)?;
@@ -174,7 +175,7 @@ impl Folder {
         self.writable()?;
         check_name(name)?;
         let folder = self.folder(parent)?;
-        let mut mode = kind::FOLDER | mode & !kind::MASK;
+        let mut mode = self.new_mode(&folder, kind::FOLDER | mode & !kind::MASK, caller);
         if self.nodes().inherits_group(parent) {
             mode |= ownership::SET_GROUP;
         }

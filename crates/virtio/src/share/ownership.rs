@@ -51,6 +51,9 @@ pub struct Caller {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Permissions that what it makes is not to have, unless the folder's access control list decides; 0 where the
+    /// guest has seen to that.
+    pub umask: u32,
 }
 
 /// Owner, mode and device of a file, as the guest sees them.

@@ -7,8 +7,8 @@ use super::ownership::{Caller, Ownership};
 use super::testing::{Place, SETTINGS};
 use super::*;
 
-const USER: Caller = Caller { uid: 1000, gid: 100 };
-const ROOT_USER: Caller = Caller { uid: 0, gid: 0 };
+const USER: Caller = Caller { uid: 1000, gid: 100, umask: 0 };
+const ROOT_USER: Caller = Caller { uid: 0, gid: 0, umask: 0 };
 
 fn mode(path: &Path) -> u32 {
     std::fs::symlink_metadata(path).unwrap().permissions().mode()
@@ -246,7 +246,7 @@ fn privileges_and_devices_are_not_on_the_host() {
 fn a_folder_hands_its_group_on() {
     let place = Place::new();
     let folder = place.share();
-    let group = folder.make_folder(ROOT, b"g", 0o2775, Caller { uid: 0, gid: 50 }).unwrap();
+    let group = folder.make_folder(ROOT, b"g", 0o2775, Caller { uid: 0, gid: 50, umask: 0 }).unwrap();
     assert_eq!(group.attributes.owner.mode & 0o7777, 0o2775);
     let file = folder.make_node(group.node, b"f", kind::FILE | 0o644, 0, USER).unwrap();
     let below = folder.make_folder(group.node, b"d", 0o755, USER).unwrap();

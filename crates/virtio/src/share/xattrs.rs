@@ -1,14 +1,14 @@
 //! Extended attributes. The guest's `user.` ones are the host's; those with privileges (`security.`, `trusted.`) are kept
 //! on the host under names that have none there, so that a file's capabilities in the guest are not capabilities on the
-//! host. What Ringside keeps beside files is not to be seen.
+//! host. What Ringside keeps beside files is not to be seen. Access control lists are in `lists`.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::XattrFlags;
 
 use super::ownership::kind;
-use super::{Errno, Folder, NodeId, Result, link_to};
+use super::{Errno, Folder, NodeId, Result, link_to, lists};
 
 /// What is Ringside's.
 const OWN: &[u8] = b"user.ringside.";
@@ -28,15 +28,11 @@ impl Folder {
     /// # Errors
     /// The host's; `ENODATA` where there is none.
     pub fn attribute(&self, node: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        let (name, file) = (host_name(name)?, self.attributed(node, Errno::NODATA)?);
-        let path = link_to(file.as_fd());
-        let mut value = Vec::with_capacity(256);
-        loop {
-            match rustix::fs::getxattr(&*path, &*name, rustix::buffer::spare_capacity(&mut value)) {
-                Err(Errno::RANGE) if value.capacity() < MAX_VALUE => value = Vec::with_capacity(MAX_VALUE),
-                other => return other.map(|_| value),
-            }
+        if lists::is_list(name) {
+            return self.access_list(node, name);
         }
+        let (name, file) = (host_name(name)?, self.attributed(node, Errno::NODATA)?);
+        read(file.as_fd(), &name)
     }
 
     /// Sets an attribute.
@@ -49,6 +45,9 @@ impl Folder {
         if value.len() > MAX_VALUE {
             return Err(Errno::TOOBIG);
         }
+        if lists::is_list(name) {
+            return self.set_list(node, name, value, flags);
+        }
         let (name, file) = (host_name(name)?, self.attributed(node, Errno::PERM)?);
         rustix::fs::setxattr(link_to(file.as_fd()), &*name, value, flags)
     }
@@ -59,6 +58,9 @@ impl Folder {
     /// The host's; `ENODATA` where there is none.
     pub fn remove_attribute(&self, node: NodeId, name: &[u8]) -> Result<()> {
         self.writable()?;
+        if lists::is_list(name) {
+            return self.set_list(node, name, &[], XattrFlags::empty());
+        }
         let (name, file) = (host_name(name)?, self.attributed(node, Errno::NODATA)?);
         rustix::fs::removexattr(link_to(file.as_fd()), &*name)
     }
@@ -76,7 +78,9 @@ impl Folder {
         rustix::fs::listxattr(link_to(file.as_fd()), rustix::buffer::spare_capacity(&mut list))?;
         let mut shown = Vec::new();
         let may_know = |name: &&[u8]| uid == 0 || !name.starts_with(b"trusted.");
-        for name in list.split(|&byte| byte == 0).filter_map(guest_name).filter(may_know) {
+        let has_lists = self.listed(node).is_ok();
+        let shown_as = |name| if has_lists && lists::is_list(name) { Some(name) } else { guest_name(name) };
+        for name in list.split(|&byte| byte == 0).filter_map(shown_as).filter(may_know) {
             shown.extend_from_slice(name);
             shown.push(0);
         }
@@ -95,6 +99,18 @@ impl Folder {
             return Err(otherwise);
         }
         self.descriptor(node)
+    }
+}
+
+/// An attribute of the host's.
+pub(super) fn read(file: BorrowedFd<'_>, name: &[u8]) -> Result<Vec<u8>> {
+    let path = link_to(file);
+    let mut value = Vec::with_capacity(256);
+    loop {
+        match rustix::fs::getxattr(&*path, name, rustix::buffer::spare_capacity(&mut value)) {
+            Err(Errno::RANGE) if value.capacity() < MAX_VALUE => value = Vec::with_capacity(MAX_VALUE),
+            other => return other.map(|_| value),
+        }
     }
 }
 

@@ -10,12 +10,14 @@ impl FuseServer {
         let value = match header.opcode {
             opcode::SETXATTR => {
                 let SetxattrIn { size, flags } = args.take()?;
-                if self.has(Init::SETXATTR_EXT) {
-                    args.take::<[u32; 2]>()?;
-                }
+                let [more, _] = if self.has(Init::SETXATTR_EXT) { args.take()? } else { [0; 2] };
                 let name = args.name()?;
                 let value = args.0.get(..size as usize).ok_or(Errno::INVAL)?;
-                return self.folder.set_attribute(node, name, value, flags).map(empty);
+                self.folder.set_attribute(node, name, value, flags)?;
+                if more & flag::SETXATTR_ACL_KILL_SGID != 0 {
+                    self.folder.kill_set_group(node)?;
+                }
+                return Ok(empty(()));
             }
             opcode::REMOVEXATTR => return self.folder.remove_attribute(node, args.name()?).map(empty),
             opcode::GETXATTR => {
