@@ -6,9 +6,10 @@
 //!  its flush requests ──> queue ──> a thread ──> `sync`, once for all that wait ──> answers
 //! ```
 //!
-//! Where the memory is, the configuration space tells. The feature bit by which it would be a region of shared memory of
-//! the transport is not offered: it is for hosts that cannot put memory where they like, and takes a base address
-//! register that the guest may move.
+//! Where the memory is, the configuration space tells. `VIRTIO_PMEM_F_SHMEM_REGION`, by which it would be a region of
+//! shared memory of the transport, is not offered: it is for hosts that cannot put memory where they like, and on PCI
+//! takes a base address register that the guest may move, and RAM with it. No guest needs it: Linux's driver knows it since
+//! 6.9, FreeBSD's as well, and both read the configuration where it is not offered.
 //!
 //! A flush fails, and the guest's program hears of it, where the file has lost pages, cannot be written, or where the
 //! guest has stored to a device that is read-only, which its driver has no other way to know.
