@@ -3,7 +3,8 @@
 //!
 //! The guest's script prints a word after each step. What a step took is the time on the clock and the processor time of
 //! the processes of that side between two words. QEMU itself has 9P alone: it is what both of ours are compared with. Its
-//! virtiofsd, a process of its own, is measured as well with `-- --virtiofsd`, as root.
+//! virtiofsd, a process of its own, is measured as well where Debian's qemu-system-common brought it, as root. What is
+//! missing is said, and left out.
 
 #[path = "../guest/processor_time.rs"]
 mod processor_time;
@@ -97,16 +98,16 @@ impl Side {
         }
     }
 
-    /// Whether its programs are here, and it is asked for.
-    fn is_there(self) -> bool {
-        let qemu = || Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_ok();
+    /// Why it cannot be measured here.
+    fn missing(self) -> Option<String> {
+        let is_qemu = matches!(self, Self::Qemu9p | Self::QemuDisk | Self::QemuFs);
+        if is_qemu && Command::new(QEMU).arg("--version").stdout(Stdio::null()).status().is_err() {
+            return Some(format!("there is no {QEMU}"));
+        }
         match self {
-            Self::Qemu9p | Self::QemuDisk => qemu(),
-            Self::QemuFs => {
-                let asked = std::env::args().any(|argument| argument == "--virtiofsd");
-                asked && qemu() && Path::new(VIRTIOFSD).exists() && rustix::process::geteuid().is_root()
-            }
-            _ => true,
+            Self::QemuFs if !Path::new(VIRTIOFSD).exists() => Some(format!("there is no {VIRTIOFSD}")),
+            Self::QemuFs if !rustix::process::geteuid().is_root() => Some(format!("{VIRTIOFSD} takes root")),
+            _ => None,
         }
     }
 }
@@ -135,8 +136,11 @@ fn main() -> anyhow::Result<()> {
     );
     for contest in &CONTESTS {
         let mut best: BTreeMap<&str, Vec<Took>> = BTreeMap::new();
+        let missing =
+            |side: &Side| side.missing().inspect(|why| eprintln!("{}: {why}", side.name())).is_some();
+        let sides: Vec<Side> = contest.sides.iter().copied().filter(|side| !missing(side)).collect();
         for round in 1..=ROUNDS {
-            for &side in contest.sides.iter().filter(|side| side.is_there()) {
+            for &side in &sides {
                 eprintln!("round {round} of {ROUNDS}: {}", side.name());
                 match bench.run(side, contest.steps) {
                     Ok(took) => keep(best.entry(side.name()).or_default(), took),
