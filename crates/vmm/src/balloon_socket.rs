@@ -5,69 +5,19 @@
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::Timespec;
 use virtio::balloon::BalloonControl;
 
-use crate::error::BuildError;
 use crate::outcome::Ending;
-use crate::unix_socket::{self, OwnedPath};
+use crate::unix_socket::Listener;
 
 /// The longest line of a client.
 const LINE: usize = 64;
 /// How long a client may take for it, and the guest for its statistics.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often the thread looks whether the run has ended.
-const TICK: Duration = Duration::from_millis(100);
-
-/// A listening socket in the file system, which goes when this does.
-pub struct Listener {
-    socket: UnixListener,
-    path: OwnedPath,
-}
-
-impl Listener {
-    /// Listens at `path`, where nothing may be yet but a socket that nobody listens on any more.
-    ///
-    /// # Errors
-    /// [`BuildError::Output`].
-    pub fn bind(path: &Path) -> Result<Self, BuildError> {
-        let failed = |source| BuildError::Output { path: path.to_owned(), source };
-        let (socket, path) = unix_socket::listen(path).map_err(failed)?;
-        Ok(Self { socket, path })
-    }
-
-    /// The next client; `None` when the run has ended.
-    pub fn accept(&self, ending: &Ending) -> Option<UnixStream> {
-        while !ending.has_come() {
-            if readable(&self.socket) {
-                match self.socket.accept() {
-                    Ok((client, _)) => return Some(client),
-                    Err(error) => log::warn!("{}: {error}", self.path.path().display()),
-                }
-            }
-        }
-        None
-    }
-}
-
-/// Waits a moment for something to read.
-pub fn readable(file: &impl std::os::fd::AsFd) -> bool {
-    let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
-    let ready = poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&tick));
-    match ready {
-        Ok(count) => count > 0,
-        Err(_) => {
-            std::thread::sleep(Duration::from_millis(1));
-            false
-        }
-    }
-}
 
 /// Starts the thread that answers clients until the run ends.
 ///

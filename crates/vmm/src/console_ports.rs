@@ -14,13 +14,12 @@ use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use virtio::console::PortHandle;
 
-use crate::balloon_socket::{Listener, readable};
 use crate::config::{PortBackend, PortConfig};
 use crate::error::BuildError;
 use crate::input::Port;
 use crate::outcome::Ending;
 use crate::output::Output;
-use crate::unix_socket::{self, OwnedPath};
+use crate::unix_socket::{self, Listener, OwnedPath, readable};
 
 /// How long to wait before something is tried again.
 const PAUSE: Duration = Duration::from_millis(10);

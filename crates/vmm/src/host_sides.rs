@@ -6,13 +6,14 @@ use std::thread::JoinHandle;
 use virtio::balloon::{Balloon, BalloonControl};
 use virtio::console::{Console, ConsoleHandle, MAX_PORTS, PortHandle, PortKind};
 
-use crate::balloon_socket::{self, Listener};
+use crate::balloon_socket;
 use crate::config::{ConfigError, MachineConfig};
 use crate::console_ports::{self, Backend, TerminalPort};
 use crate::error::BuildError;
 use crate::machine::SerialLine;
 use crate::outcome::Ending;
 use crate::output::{Output, OutputThread};
+use crate::unix_socket::Listener;
 
 /// What was opened for them, before anything runs.
 #[derive(Default)]

@@ -11,11 +11,11 @@ use std::thread::JoinHandle;
 use guest_memory::{FileRegion, FileState, GuestMemory, Region};
 use virtio::pmem::{Pmem, PmemOptions, Sync};
 
-use crate::balloon_socket::readable;
 use crate::config::ConfigError;
 use crate::error::BuildError;
 use crate::layout;
 use crate::outcome::Ending;
+use crate::unix_socket::readable;
 
 /// The most persistent memories of a machine.
 pub const MAX_PMEM: usize = 16;

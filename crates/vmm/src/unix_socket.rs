@@ -7,12 +7,21 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::time::Timespec;
+
+use crate::error::BuildError;
+use crate::outcome::Ending;
+
+/// How often those who wait look whether the run has ended.
+const TICK: Duration = Duration::from_millis(100);
 
 /// A name in the file system; it goes with this, unless something else has it by then.
 #[derive(Debug)]
@@ -67,6 +76,50 @@ pub fn listen(path: &Path) -> io::Result<(UnixListener, OwnedPath)> {
     }
     let listener = UnixListener::bind(path)?;
     Ok((listener, OwnedPath::new(path)?))
+}
+
+/// A listening socket in the file system, which goes when this does.
+pub struct Listener {
+    socket: UnixListener,
+    path: OwnedPath,
+}
+
+impl Listener {
+    /// Listens at `path`, where nothing may be yet but a socket that nobody listens on any more.
+    ///
+    /// # Errors
+    /// [`BuildError::Output`].
+    pub fn bind(path: &Path) -> Result<Self, BuildError> {
+        let failed = |source| BuildError::Output { path: path.to_owned(), source };
+        let (socket, path) = listen(path).map_err(failed)?;
+        Ok(Self { socket, path })
+    }
+
+    /// The next client; `None` when the run has ended.
+    pub fn accept(&self, ending: &Ending) -> Option<UnixStream> {
+        while !ending.has_come() {
+            if readable(&self.socket) {
+                match self.socket.accept() {
+                    Ok((client, _)) => return Some(client),
+                    Err(error) => log::warn!("{}: {error}", self.path.path().display()),
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Waits a moment for something to read.
+pub fn readable(file: &impl AsFd) -> bool {
+    let tick = Timespec { tv_sec: 0, tv_nsec: TICK.subsec_nanos().into() };
+    let ready = poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&tick));
+    match ready {
+        Ok(count) => count > 0,
+        Err(_) => {
+            std::thread::sleep(Duration::from_millis(1));
+            false
+        }
+    }
 }
 
 /// Keeps another start from replacing the same name at the same time, while this is there. Where the folder cannot be
