@@ -7,7 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{ringside, run_within, stderr};
+use common::c_program::Programs;
+use common::{debian_file, ringside, run_within, stderr};
 use sha2::{Digest, Sha256};
 
 /// Fetching socat is in it.
@@ -35,8 +36,10 @@ fn connect(socket: &Path, port: u32) -> UnixStream {
     let until = Instant::now() + LIMIT;
     loop {
         assert!(Instant::now() < until, "the guest never listened");
-        std::thread::sleep(Duration::from_millis(50));
-        let Ok(mut stream) = UnixStream::connect(socket) else { continue };
+        let Ok(mut stream) = UnixStream::connect(socket) else {
+            std::thread::sleep(Duration::from_millis(50));
+            continue;
+        };
         let (mut line, mut byte) = (Vec::new(), [0]);
         stream.write_all(format!("CONNECT {port}\n").as_bytes()).unwrap();
         while line.last() != Some(&b'\n') && stream.read(&mut byte).is_ok_and(|count| count == 1) {
@@ -45,6 +48,7 @@ fn connect(socket: &Path, port: u32) -> UnixStream {
         if line.starts_with(b"OK ") {
             return stream;
         }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -86,6 +90,41 @@ fn a_program_of_the_host_reaches_one_that_listens_in_the_guest() {
     });
     guest(&socket, &["--cpus", "2"], "socat -t 60 VSOCK-LISTEN:1234 SYSTEM:sha256sum");
     assert_eq!(asking.join().unwrap(), format!("{}  -\n", hash(&pattern(2 << 20))));
+}
+
+#[test]
+fn each_of_many_short_connections_is_answered_at_once() {
+    const CONNECTIONS: u32 = 400;
+    debian_file("vmlinux");
+    let programs = Programs::new(&["vsock_echo"]);
+    for options in [
+        &["--transport", "pci", "--cpus", "2"][..],
+        &["--transport", "mmio", "--cpus", "2"],
+        &["--transport", "mmio", "--cpus", "2", "--virtio-features", "packed=off,event-idx=off"],
+        &["--transport", "mmio", "--virtio-features", "packed=off"],
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("vm");
+        let path = socket.clone();
+        let asking = std::thread::spawn(move || {
+            let longest = (0..CONNECTIONS).map(|number| {
+                let mut stream = connect(&path, 1234);
+                let (start, mut answer) = (Instant::now(), [0; 4]);
+                stream.write_all(&number.to_le_bytes()).unwrap();
+                stream.read_exact(&mut answer).unwrap();
+                assert_eq!(answer, number.to_le_bytes());
+                start.elapsed()
+            });
+            longest.max()
+        });
+        let mut run = programs.run(&format!("/ringside/vsock_echo 1234 {CONNECTIONS}"));
+        run.arg("--vsock").arg(format!("cid=7,path={}", socket.display())).args(options);
+        let output = run_within(&mut run, LIMIT);
+        assert_eq!(output.status.code(), Some(0), "{options:?}: {}", stderr(&output));
+        // An idle guest has no ticks: a notification that is lost is found by chance, or never.
+        let longest = asking.join().unwrap().unwrap();
+        assert!(longest < Duration::from_secs(5), "{options:?}: {longest:?}");
+    }
 }
 
 #[test]
