@@ -5,6 +5,12 @@ use std::process::Command;
 
 use super::{debian_file, ringside};
 
+/// What a program with the C library is built with.
+const HOSTED: [&str; 1] = ["-pthread"];
+/// What a 32-bit program without any library is built with.
+pub const BARE_32: [&str; 7] =
+    ["-m32", "-msse2", "-nostdlib", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector"];
+
 /// Programs and an initramfs that has them in `/ringside`.
 pub struct Programs {
     folder: tempfile::TempDir,
@@ -16,11 +22,19 @@ impl Programs {
     /// # Panics
     /// Where there is none, or it cannot link statically.
     pub fn new(names: &[&str]) -> Self {
+        Self::built(names, &HOSTED)
+    }
+
+    /// The same with options of its own for the compiler.
+    ///
+    /// # Panics
+    /// As [`Programs::new`].
+    pub fn built(names: &[&str], options: &[&str]) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut archive = std::fs::read(debian_file("initramfs.cpio")).expect("the guest's initramfs");
         for name in names {
             let program = folder.path().join(name);
-            compile(name, &program);
+            compile_with(name, options, &program);
             // An archive begins at a multiple of 4 bytes.
             archive.resize(archive.len().next_multiple_of(4), 0);
             entry(&mut archive, &format!("ringside/{name}"), 0o100_755, &std::fs::read(program).unwrap());
@@ -49,9 +63,19 @@ impl Programs {
 /// # Panics
 /// Where there is no C compiler, or it cannot link statically.
 pub fn compile(name: &str, to: &Path) {
+    compile_with(name, &HOSTED, to);
+}
+
+fn compile_with(name: &str, options: &[&str], to: &Path) {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest").join(name).with_extension("c");
-    let options = ["-O2", "-Wall", "-static", "-pthread", "-o"];
-    let output = Command::new("cc").args(options).arg(to).arg(source).output().expect("a C compiler");
+    let output = Command::new("cc")
+        .args(["-O2", "-Wall", "-static"])
+        .args(options)
+        .arg("-o")
+        .arg(to)
+        .arg(source)
+        .output()
+        .expect("a C compiler");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 

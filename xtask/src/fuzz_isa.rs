@@ -57,6 +57,11 @@ pub fn run(words: &[&str]) -> Result<()> {
     let seed = seed.unwrap_or(time);
     println!("seed {seed}");
     let kind = if programs { Kind::Programs } else { Kind::Instructions };
+    let mut modes = modes;
+    if programs {
+        modes.retain(|&mode| mode != Mode::Bits16);
+        anyhow::ensure!(!modes.is_empty(), "programs are of 64-bit or 32-bit code");
+    }
     let mut config = Config { modes, kind, ..Config::new(seed) };
     if let Some(only) = only {
         config.only = Box::new(move |code| format!("{:?}", code.mnemonic()).to_lowercase() == only);

@@ -55,7 +55,7 @@ pub struct Cpu {
     pub block_rip: u64,
     /// Segment bases by register number; [`FLAT`] is always zero.
     pub bases: [u64; 8],
-    /// What decoding depends on; follows the registers below ([`Cpu::update_mode`]).
+    /// What decoding and translation depend on; follows the registers below ([`Cpu::update_mode`]).
     pub mode: Mode,
     /// Translation of addresses and the accesses through it.
     pub mmu: Mmu,
@@ -207,6 +207,8 @@ impl Cpu {
         self.bases[register as usize] = segment.base;
         if matches!(register, SegmentRegister::Cs | SegmentRegister::Ss) {
             self.update_mode();
+        } else {
+            self.mode = self.mode.with_segments(&self.segments);
         }
     }
 
@@ -239,7 +241,8 @@ impl Cpu {
             (false, true) => 32,
             (false, false) => 16,
         };
-        self.mode = Mode::new(size, long, protected, v86, cpl, self.vector_mode());
+        let mode = Mode::new(size, long, protected, v86, cpl, self.vector_mode());
+        self.mode = mode.with_segments(&self.segments);
         self.bases[usize::from(FLAT)] = 0;
         self.mmu.set_view(cpl, self.system_flags.contains(Flags::AC));
     }

@@ -182,7 +182,7 @@ impl Interpreter {
         if !self.cpu.mode.is_64() && block.end > u64::from(self.cpu.segments[1].limit) + 1 {
             return Some(self.single());
         }
-        if self.jit.is_some() && self.cpu.mode.is_64() && block.code == 0 && self.is_hot(number) {
+        if self.jit.is_some() && self.cpu.mode.is_translated() && block.code == 0 && self.is_hot(number) {
             self.translate(number, rip, regime);
             return None;
         }

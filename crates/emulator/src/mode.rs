@@ -1,5 +1,8 @@
 //! What the meaning of an instruction's bytes depends on.
 
+use x86::descriptor::Attributes;
+use x86::{Segment, SegmentRegister};
+
 /// Everything besides the bytes that decoding and execution of a block depend on, packed so that two are compared in
 /// one step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -10,6 +13,12 @@ impl Mode {
     const PROTECTED: u32 = 1 << 3;
     const V86: u32 = 1 << 4;
     const VECTOR: u32 = 7;
+    const VECTOR_BITS: u8 = 0x3f;
+    const FLAT: u32 = 1 << 13;
+    const WHOLE_FS: u32 = 1 << 14;
+    const WHOLE_GS: u32 = 1 << 15;
+    /// All that follows from the segments of 32-bit code.
+    const SEGMENTS: u32 = Self::FLAT | Self::WHOLE_FS | Self::WHOLE_GS;
 
     /// Packs it. `code_size` is 16, 32 or 64.
     pub fn new(code_size: u32, long: bool, protected: bool, v86: bool, cpl: u8, vector: VectorMode) -> Self {
@@ -26,6 +35,50 @@ impl Mode {
                 | u32::from(cpl) << 5
                 | u32::from(vector.0) << Self::VECTOR,
         )
+    }
+
+    /// The same for the segments as they are now, as far as 32-bit code is concerned: see [`Mode::is_flat`].
+    #[inline]
+    pub fn with_segments(self, segments: &[Segment; 6]) -> Self {
+        let mode = Self(self.0 & !Self::SEGMENTS);
+        if mode.code_size() != 32 || mode.is_real_or_v86() {
+            return mode;
+        }
+        let of = |register: SegmentRegister| &segments[register as usize];
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let code = of(SegmentRegister::Cs);
+        let stack = of(SegmentRegister::Ss);
+        let is_flat = code.base == 0
+            && code.limit == u32::MAX
+            && stack.attributes.contains(Attributes::DB)
+            && [SegmentRegister::Ss, SegmentRegister::Ds, SegmentRegister::Es]
+                .into_iter()
+                .all(|register| of(register).base == 0 && is_whole(of(register)));
+        Self(
+            mode.0
+                | flag(is_flat, Self::FLAT)
+                | flag(is_whole(of(SegmentRegister::Fs)), Self::WHOLE_FS)
+                | flag(is_whole(of(SegmentRegister::Gs)), Self::WHOLE_GS),
+        )
+    }
+
+    /// Whether it is 32-bit code in whole segments with base 0: code, stack, and DS and ES, which may be written too.
+    #[inline(always)]
+    pub fn is_flat(self) -> bool {
+        self.0 & Self::FLAT != 0
+    }
+    /// Whether code of this mode is translated: 64-bit code, and 32-bit code in flat segments.
+    #[inline(always)]
+    pub fn is_translated(self) -> bool {
+        self.0 & (2 | Self::FLAT) != 0
+    }
+    /// For flat code: whether FS is a whole segment, of any base.
+    pub fn has_whole_fs(self) -> bool {
+        self.0 & Self::WHOLE_FS != 0
+    }
+    /// The same of GS.
+    pub fn has_whole_gs(self) -> bool {
+        self.0 & Self::WHOLE_GS != 0
     }
 
     /// 16, 32 or 64.
@@ -64,8 +117,15 @@ impl Mode {
     }
     /// What the control registers say of x87 and vector instructions.
     pub fn vector(self) -> VectorMode {
-        VectorMode((self.0 >> Self::VECTOR) as u8)
+        VectorMode((self.0 >> Self::VECTOR) as u8 & Self::VECTOR_BITS)
     }
+}
+
+/// Whether a segment allows loads and stores at all offsets.
+fn is_whole(segment: &Segment) -> bool {
+    let needed = Attributes::S | Attributes::WRITABLE | Attributes::P;
+    let asked = needed | Attributes::CODE | Attributes::EXPAND_DOWN | Attributes::UNUSABLE;
+    segment.limit == u32::MAX && segment.attributes & asked == needed
 }
 
 /// What CR0, CR4 and XCR0 say of x87 and vector instructions.

@@ -225,7 +225,8 @@ pub fn to_user(cpu: &mut Cpu) {
     load_all(cpu, code, USER_DATA);
 }
 
-fn load_all(cpu: &mut Cpu, code: u16, data: u16) {
+/// Loads all segment registers as a processor does that finds nothing wrong with them.
+pub fn load_all(cpu: &mut Cpu, code: u16, data: u16) {
     use SegmentRegister::{Cs, Ds, Es, Fs, Gs, Ss};
     for (register, selector) in [(Cs, code), (Ss, data), (Ds, data), (Es, data), (Fs, data), (Gs, data)] {
         let segment = descriptor(cpu, selector).segment(Selector(selector));

@@ -18,8 +18,8 @@ pub struct Generator {
     allowed: Vec<bool>,
     /// Encodings of each mode, in the order of [`Mode::ALL`].
     codes: [Vec<Code>; 3],
-    /// Encodings that programs are made of.
-    programs: Vec<Code>,
+    /// Encodings that programs of 64-bit code are made of, and of 32-bit code.
+    programs: [Vec<Code>; 2],
 }
 
 /// A case and what the decoder makes of it.
@@ -35,8 +35,9 @@ pub struct Generated {
 
 impl Generator {
     /// Programs of the same seed: the case of a number.
-    pub fn program(&self, number: u64) -> Generated {
-        blocks::program(&self.programs, &self.allowed, self.seed, number)
+    pub fn program(&self, number: u64, mode: Mode) -> Generated {
+        let codes = &self.programs[usize::from(mode != Mode::Bits64)];
+        blocks::program(codes, &self.allowed, self.seed, (number, mode))
     }
 
     /// The sequence of a seed. `allowed` says which encodings there may be, and `only` of which of them cases are made.
@@ -45,7 +46,10 @@ impl Generator {
         let only = |code: Code| allowed[code as usize] && only(code);
         let codes: [Vec<Code>; 3] =
             Mode::ALL.map(|mode| encode::codes(mode).into_iter().filter(|&code| only(code)).collect());
-        let programs = codes[0].iter().copied().filter(|&code| blocks::has(code)).collect();
+        let programs = [0, 1].map(|n| {
+            let has = |code: &Code| blocks::has(*code, Mode::ALL[n]);
+            codes[n].iter().copied().filter(has).collect()
+        });
         Self { seed, allowed, codes, programs }
     }
 

@@ -149,7 +149,7 @@ const fn flat(big: bool, kind: Kind) -> Entry {
 }
 
 /// The local descriptor table.
-pub const LDT: [Entry; 16] = [
+pub const LDT: [Entry; 17] = [
     flat(true, Kind::Code),
     entry(CODE, 0xffff, false, Kind::Code),
     flat(true, Kind::Data),
@@ -166,6 +166,7 @@ pub const LDT: [Entry; 16] = [
     flat(false, Kind::Data),
     entry(CODE, 0x03ff, true, Kind::Code),
     flat(true, Kind::ReadOnly),
+    Entry { base: ARENA as u32 + 0x400, ..flat(true, Kind::Data) },
 ];
 
 /// The selector of an entry of [`LDT`].

@@ -116,6 +116,7 @@ impl Executor for Machine {
         if outcome.vector == 14 && outcome.rip == EXIT {
             (outcome.vector, outcome.error, outcome.cr2) = (COMPLETED, 0, 0);
             outcome.rip = case.mode.rip() + case.code().len() as u64;
+            outcome.selectors[1] = case.mode.code_selector();
         }
         self.memory.take(&self.interpreter.cpu.memory, case, &mut outcome);
         outcome

@@ -91,7 +91,8 @@ impl std::fmt::Display for Mismatch {
         let code = self.generated.instruction.code();
         if case.code().len() > 16 {
             writeln!(f, "a program:")?;
-            let mut decoder = Decoder::with_ip(64, case.code(), case.mode.rip(), DecoderOptions::NONE);
+            let mut decoder =
+                Decoder::with_ip(case.mode.bits(), case.code(), case.mode.rip(), DecoderOptions::NONE);
             for from in starts(case) {
                 let code = decoder.decode().code();
                 if code != iced_x86::Code::Nopd {

@@ -21,7 +21,7 @@ use crate::oracle::{BATCH, Oracle, OracleError};
 pub enum Kind {
     /// Single instructions, of all modes.
     Instructions,
-    /// Whole programs of 64-bit code, interpreted and translated.
+    /// Whole programs of 64-bit or flat 32-bit code, interpreted and translated.
     Programs,
 }
 
@@ -54,9 +54,9 @@ impl Config {
         }
     }
 
-    /// Programs.
-    pub fn programs(seed: u64) -> Self {
-        Self { kind: Kind::Programs, modes: vec![Mode::Bits64], ..Self::new(seed) }
+    /// Programs of a size of code other than 16.
+    pub fn programs(seed: u64, mode: Mode) -> Self {
+        Self { kind: Kind::Programs, modes: vec![mode], ..Self::new(seed) }
     }
 }
 
@@ -146,11 +146,11 @@ impl Session {
         let mut batch = Vec::with_capacity(BATCH);
         while batch.len() < BATCH {
             let Some(number) = numbers.next() else { break };
+            let mode = self.config.modes[number as usize % self.config.modes.len()];
             if self.config.kind == Kind::Programs {
-                batch.push(self.generator.program(number));
+                batch.push(self.generator.program(number, mode));
                 continue;
             }
-            let mode = self.config.modes[number as usize % self.config.modes.len()];
             match self.generator.case(number, mode) {
                 Ok(generated) => batch.push(generated),
                 Err(reason) => *self.report.excluded.entry(reason).or_default() += 1,
@@ -227,7 +227,7 @@ impl Session {
         let (number, mode) = (mismatch.generated.number, mismatch.generated.case.mode.bits());
         let what = match self.config.kind {
             Kind::Instructions => format!("--mode {mode}"),
-            Kind::Programs => "--programs 1".into(),
+            Kind::Programs => format!("--programs 1 --mode {mode}"),
         };
         format!("cargo xtask fuzz-isa --seed {} {what} --first {number} --cases 1", self.config.seed)
     }

@@ -67,5 +67,10 @@ fn comparable() -> BTreeSet<Mnemonic> {
 
 #[test]
 fn random_programs_do_what_the_host_does_interpreted_and_translated() {
-    agree(Config::programs(0x5eed), number("ISA_FUZZ_PROGRAMS").unwrap_or(PROGRAMS));
+    agree(Config::programs(0x5eed, Mode::Bits64), number("ISA_FUZZ_PROGRAMS").unwrap_or(PROGRAMS));
+}
+
+#[test]
+fn random_programs_of_flat_code_do_what_the_host_does_interpreted_and_translated() {
+    agree(Config::programs(0x5eed, Mode::Bits32), number("ISA_FUZZ_PROGRAMS").unwrap_or(PROGRAMS));
 }

@@ -23,6 +23,7 @@ use x86::{Descriptor, Exception, Segment, SegmentRegister, Selector, Vector};
 use crate::cpu::Cpu;
 use crate::insn::{Insn, Stop};
 use crate::mmu::{Access, Target, View};
+use crate::mode::Mode;
 use crate::width::Width;
 
 /// Segment registers by their number in an instruction.
@@ -257,17 +258,23 @@ fn load_register(cpu: &mut Cpu, insn: &Insn, selector: u16) -> Result<(), Stop> 
         return Err(cpu.ud());
     }
     let segment = cpu.checked_segment(register, Selector(selector))?;
-    cpu.set_segment(register, segment);
-    finish_load(cpu, insn, register)
+    finish_load(cpu, insn, register, segment)
 }
 
 /// A load of SS holds interrupts off for one instruction, so that SS and RSP change together.
-fn finish_load(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister) -> Result<(), Stop> {
+fn finish_load(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister, segment: Segment) -> Result<(), Stop> {
+    let mode = cpu.mode;
+    cpu.set_segment(register, segment);
     if register == SegmentRegister::Ss {
         (cpu.shadow, cpu.stack_shadow) = (true, true);
-        return cpu.end_block(insn);
     }
-    Ok(())
+    follow_mode(cpu, insn, register, mode)
+}
+
+/// After a load, before which the mode was `mode`. What follows may run on another stack, or is looked up by segments that
+/// are not what they were.
+fn follow_mode(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister, mode: Mode) -> Result<(), Stop> {
+    if register == SegmentRegister::Ss || cpu.mode != mode { cpu.end_block(insn) } else { Ok(()) }
 }
 
 /// MOV Sreg, r16.
@@ -315,8 +322,7 @@ pub fn pop_segment(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let selector = stack.pop(cpu, insn.size)? as u16;
     let segment = cpu.checked_segment(register, Selector(selector))?;
     stack.set_pointer(cpu);
-    cpu.set_segment(register, segment);
-    finish_load(cpu, insn, register)
+    finish_load(cpu, insn, register, segment)
 }
 
 /// A far pointer in memory: selector and offset.
@@ -331,10 +337,11 @@ pub(crate) fn load_far_pointer(cpu: &mut Cpu, insn: &Insn) -> Result<(Selector, 
 fn load_pointer(cpu: &mut Cpu, insn: &Insn, register: SegmentRegister) -> Result<(), Stop> {
     let (selector, offset) = load_far_pointer(cpu, insn)?;
     let segment = cpu.checked_segment(register, selector)?;
+    let mode = cpu.mode;
     cpu.set_segment(register, segment);
     cpu.set_gpr_sized(insn.r1, insn.size, offset);
-    // SS and the register change together: nothing is held off, but what follows may run on another stack.
-    if register == SegmentRegister::Ss { cpu.end_block(insn) } else { Ok(()) }
+    // SS and the register change together: nothing is held off.
+    follow_mode(cpu, insn, register, mode)
 }
 
 /// LDS.

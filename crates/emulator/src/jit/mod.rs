@@ -1,4 +1,4 @@
-//! The translator: hot blocks of 64-bit code as host code.
+//! The translator: hot blocks of 64-bit code, and of 32-bit code in flat segments, as host code.
 //!
 //! [`translate`] turns a block into host code, [`frame`] is what surrounds it, and [`Jit`] keeps the code memory and
 //! the links between translations. The interpreter decides what is hot, enters, and handles whatever comes back.
@@ -6,6 +6,7 @@
 
 mod assembler;
 mod call;
+mod flat;
 mod frame;
 mod links;
 mod native_set;

@@ -8,6 +8,7 @@ use iced_x86::{
     Code, Decoder, FlowControl, Instruction, InstructionInfoFactory, OpAccess, OpKind, Register, RflagsBits,
 };
 
+use super::flat;
 use crate::block::{Block, Blocks, Map};
 use crate::cpuid::CpuModel;
 use crate::mmu::NO_PAGE;
@@ -88,7 +89,7 @@ impl Region {
             if region.index.contains_key(&block.rip) || region.parts.len() >= most.max(1) || !fits {
                 continue;
             }
-            let part = Part::new(number, block, blocks.bytes(&block), model, (&mut factory, copies));
+            let part = Part::new(number, (block, mode), blocks.bytes(&block), model, (&mut factory, copies));
             insns += part.insns.len();
             // The last that is pushed comes next: the one that it falls through to.
             for &rip in part.successors.iter().filter(|&&rip| rip & !0xfff == base) {
@@ -108,7 +109,8 @@ impl Region {
                 let good = block.count as usize <= TAIL_INSNS
                     && block.pages[1] == NO_PAGE
                     && blocks.is_fresh(&block, memory);
-                let part = || Part::new(number, block, blocks.bytes(&block), model, (&mut factory, copies));
+                let bytes = blocks.bytes(&block);
+                let part = || Part::new(number, (block, mode), bytes, model, (&mut factory, copies));
                 good.then(part).filter(Part::is_tail)
             };
             region.copy_parts(&mut tail, rounds);
@@ -195,13 +197,14 @@ impl Region {
 impl Part {
     fn new(
         number: u32,
-        block: Block,
+        (block, mode): (Block, Mode),
         bytes: &[u8],
         model: &CpuModel,
         (factory, copies): (&mut InstructionInfoFactory, &dyn Fn(&Instruction) -> bool),
     ) -> Self {
-        let mut decoder = Decoder::with_ip(64, bytes, block.rip, model.decoder_options());
-        let insns: Vec<_> = (0..block.count).map(|_| decoder.decode()).collect();
+        let mut decoder = Decoder::with_ip(mode.code_size(), bytes, block.rip, model.decoder_options());
+        let decode = |_| if mode.is_flat() { flat::widened(decoder.decode()) } else { decoder.decode() };
+        let insns: Vec<_> = (0..block.count).map(decode).collect();
         let facts = insns.iter().map(|insn| Facts::of(insn, factory, copies)).collect();
         let successors = insns.last().map(|last| successors(last, block.end)).unwrap_or_default();
         Self { number, block, insns, facts, successors, join: false, own: Vec::new(), dead: false }
@@ -245,12 +248,18 @@ impl Facts {
 
 /// Whether a conditional branch has code of its own.
 pub fn is_branch(i: &Instruction) -> bool {
-    i.is_jcc_short_or_near() || matches!(i.code(), Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64)
+    i.is_jcc_short_or_near() || is_on_count(i)
+}
+
+/// LOOP and JRCXZ, or LOOP and JECXZ of flat code.
+pub fn is_on_count(i: &Instruction) -> bool {
+    use Code::{Jecxz_rel8_32, Jrcxz_rel8_64, Loop_rel8_32_ECX, Loop_rel8_64_RCX};
+    matches!(i.code(), Loop_rel8_64_RCX | Jrcxz_rel8_64 | Loop_rel8_32_ECX | Jecxz_rel8_32)
 }
 
 /// Where an instruction at a block's end leads by itself.
 fn successors(last: &Instruction, end: u64) -> Vec<u64> {
-    let direct = last.op_kind(0) == OpKind::NearBranch64;
+    let direct = matches!(last.op_kind(0), OpKind::NearBranch64 | OpKind::NearBranch32);
     match last.flow_control() {
         FlowControl::Next => vec![end],
         FlowControl::UnconditionalBranch if direct => vec![last.near_branch_target()],

@@ -6,6 +6,7 @@ use engine::Signals;
 use iced_x86::Instruction;
 use x86::Flags;
 
+use super::flat;
 use super::native_set::is_copied;
 use super::region::Region;
 use super::{Context, DYNAMIC, Jit, STEP_DISPATCH, Settings, Source, Use, exit};
@@ -58,7 +59,9 @@ impl Interpreter {
         let Some(hot) = self.jit.as_ref().map(Jit::hot) else { return false };
         let block = self.blocks.get_mut(number);
         block.heat = block.heat.saturating_add(1);
-        block.heat > hot
+        // What follows the last page of flat code is not the first one.
+        let is_last = !self.cpu.mode.is_64() && block.rip >> 12 == u64::from(u32::MAX) >> 12;
+        block.heat > hot && !is_last
     }
 
     /// Translates a block, and what belongs to it.
@@ -75,7 +78,8 @@ impl Interpreter {
         let model = self.cpu.wires.model.clone();
         let unit = &self.cpu.native.unit;
         let vector_use = |i: &Instruction| {
-            let native = unit.known(i).filter(|_| model.allows(i.cpuid_features()))?;
+            let same = mode.is_64() || flat::is_the_same(i);
+            let native = unit.known(i).filter(|_| same && model.allows(i.cpuid_features()))?;
             refusal(native.class, mode.vector()).is_none().then(|| Use::of(i, &native))?
         };
         let copies = |i: &Instruction| is_copied(i) || vector_use(i).is_some();

@@ -125,7 +125,7 @@ struct Translator<'a> {
 /// The instruction cannot be copied: call its handler.
 struct NotCopied;
 
-/// Translates a region of 64-bit code, to be placed at `address`.
+/// Translates a region, to be placed at `address`.
 pub fn translate(
     source: &Source<'_>,
     region: &Region,
@@ -212,7 +212,7 @@ impl Translator<'_> {
         let mut next = 0;
         while next < insns.len() {
             self.number = next;
-            let together = flow::stack_group(&insns[next..]);
+            let together = flow::stack_group(&insns[next..], self.word());
             if together > 1 {
                 self.stack_group(&insns[next..next + together]);
             } else {

@@ -115,8 +115,9 @@ impl Watch {
 
 fn before(cpu: &Cpu, insn: &Insn, meaning: Meaning) -> Before {
     let base = cpu.bases[usize::from(insn.segment & 7)];
+    let mask = if cpu.mode.is_64() { u64::MAX } else { 0xffff_ffff };
     Before {
-        operand: (meaning.kind & kind::OPERAND != 0).then(|| cpu.effective(insn).wrapping_add(base)),
+        operand: (meaning.kind & kind::OPERAND != 0).then(|| cpu.effective(insn).wrapping_add(base) & mask),
         string: (meaning.kind & kind::STRING != 0).then(|| cpu.registers.get(7)),
         stack: cpu.registers.get(4),
     }

@@ -9,6 +9,7 @@ use engine::{Attention, Signals};
 
 use super::generator::{Forms, Program, Random, program};
 use super::machine::{Machine, Start, difference};
+use super::words::{NARROW, WIDE, Words};
 use crate::jit::Settings;
 
 /// Programs in `cargo test`; the environment variable `RINGSIDE_JIT_PROGRAMS` names another number.
@@ -119,20 +120,19 @@ pub fn describe(program: &Program) -> String {
     (0..program.starts.len()).map(line).collect()
 }
 
-#[test]
-fn translated_programs_do_what_interpreted_ones_do() {
+fn programs_are_the_same(words: &'static Words, least: usize) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (first, programs) = match number("RINGSIDE_JIT_SEED") {
         Some(seed) => (seed, 1),
         None => (0, number("RINGSIDE_JIT_PROGRAMS").unwrap_or(PROGRAMS)),
     };
-    let forms = Forms::new();
+    let forms = Forms::new(words);
     // One program in 1000 brings new machines, which translate at once or what is run again.
     let both = |seed: u64| {
         let (hot, regions) = ((seed / 1000 % 2) as u32, seed / 2000 % 2 == 1);
         let region = if regions { Settings::default().region } else { 1 };
         let settings = Settings { code_bytes: 1 << 20, hot, region, ..Settings::default() };
-        let mut machines = [Machine::new(None), Machine::new(Some(settings))];
+        let mut machines = [Machine::new(words.bits, None), Machine::new(words.bits, Some(settings))];
         if regions {
             machines = machines.map(Machine::quiet);
         }
@@ -174,6 +174,17 @@ fn translated_programs_do_what_interpreted_ones_do() {
         "{programs} programs of {} copied forms, {stops} stops, {endless} endless or astray, {blocks} blocks translated",
         forms.copied.len()
     );
-    assert!(forms.copied.len() > 400, "only {}", forms.copied.len());
+    assert!(forms.copied.len() > least, "only {}", forms.copied.len());
+    assert!(blocks > programs, "only {blocks} blocks of {programs} programs are translated");
     assert_eq!(failures, 0, "programs differ");
+}
+
+#[test]
+fn translated_programs_do_what_interpreted_ones_do() {
+    programs_are_the_same(&WIDE, 400);
+}
+
+#[test]
+fn translated_programs_of_flat_code_do_what_interpreted_ones_do() {
+    programs_are_the_same(&NARROW, 250);
 }

@@ -1,12 +1,14 @@
-//! Random programs of 64-bit code: by rule over everything that the translator copies, with branches, the stack and
+//! Random programs of 64-bit or 32-bit code: by rule over everything that the translator copies, with branches, the stack and
 //! instructions that only handlers know in between.
 
 use iced_x86::{
-    Code, CodeSize, Decoder, DecoderOptions, Encoder, Instruction, OpCodeOperandKind, OpKind, Register,
-    RflagsBits,
+    Code, CodeSize, Decoder, DecoderOptions, Encoder, Instruction, Mnemonic, OpCodeOperandKind, OpKind,
+    Register, RflagsBits,
 };
 
 use super::machine::{COUNTER, STACK_PAGE, WINDOW, WINDOW_PAGES};
+use super::words::{Words, narrowed};
+use crate::jit::flat::widened;
 use crate::jit::native_set::is_copied;
 
 /// SplitMix64.
@@ -84,139 +86,30 @@ pub struct Program {
 /// The forms of instructions that programs are made of.
 pub struct Forms {
     pub copied: Vec<Code>,
-    others: Vec<Code>,
+    pub words: &'static Words,
 }
 
 impl Forms {
-    /// Everything that is copied, found by making each and asking.
-    pub fn new() -> Self {
+    /// Everything that is copied of a size of code, found by making each and asking.
+    pub fn new(words: &'static Words) -> Self {
         let mut random = Random(1);
         let copied = |&code: &Code| {
             (0..8).any(|_| {
-                instance(code, &mut random)
-                    .and_then(|i| encoded(&i))
-                    .is_some_and(|i| is_copied(&i) && i.code() == code)
+                instance(code, &mut random, words)
+                    .and_then(|i| encoded(&i, words))
+                    .is_some_and(|i| is_copied(&widened(i)) && i.code() == code)
             })
         };
         let mut all: Vec<Code> = Code::values().filter(copied).collect();
         all.retain(|code| code.op_code().is_instruction());
-        Self { copied: all, others: others() }
+        Self { copied: all, words }
     }
 }
 
-/// Forms that only handlers or the native unit know.
-fn others() -> Vec<Code> {
-    use Code::*;
-    vec![
-        Div_rm8,
-        Div_rm16,
-        Div_rm32,
-        Div_rm64,
-        Idiv_rm8,
-        Idiv_rm32,
-        Idiv_rm64,
-        Bt_rm16_r16,
-        Bts_rm32_r32,
-        Btr_rm64_r64,
-        Btc_rm64_r64,
-        Cmpxchg8b_m64,
-        Cmpxchg16b_m128,
-        Push_rm64,
-        Push_rm16,
-        Pop_rm64,
-        Pop_rm16,
-        Push_r16,
-        Pop_r16,
-        Movups_xmm_xmmm128,
-        Movups_xmmm128_xmm,
-        Movaps_xmm_xmmm128,
-        Movdqu_xmm_xmmm128,
-        Movdqa_xmmm128_xmm,
-        Paddd_xmm_xmmm128,
-        Pxor_xmm_xmmm128,
-        Movd_xmm_rm32,
-        Movq_xmm_rm64,
-        Movq_rm64_xmm,
-        Movd_rm32_xmm,
-        Pmovmskb_r32_xmm,
-        Cvtsi2sd_xmm_rm64,
-        Addsd_xmm_xmmm64,
-        Ucomisd_xmm_xmmm64,
-        Comiss_xmm_xmmm32,
-        Cvttsd2si_r64_xmmm64,
-        Mulss_xmm_xmmm32,
-        Pshufd_xmm_xmmm128_imm8,
-        Movntq_m64_mm,
-        Movnti_m64_r64,
-        Fld_m64fp,
-        Fstp_m64fp,
-        Fld_m80fp,
-        Call_rm64,
-        Jmp_rm64,
-        Wrfsbase_r64,
-        Wrgsbase_r64,
-        Rdfsbase_r64,
-        Prefetcht0_m8,
-        Nop_rm32,
-        Enterq_imm16_imm8,
-        Invlpg_m,
-        VEX_Vpaddd_xmm_xmm_xmmm128,
-        Movbe_r64_m64,
-    ]
-}
-
-/// Instructions without operands of their own, as bytes.
-const FIXED: &[&[u8]] = &[
-    &[0x9c],             // pushfq
-    &[0x9d],             // popfq
-    &[0x9f],             // lahf
-    &[0x9e],             // sahf
-    &[0xfc],             // cld
-    &[0xfd],             // std
-    &[0xa4],             // movsb
-    &[0x48, 0xa5],       // movsq
-    &[0x66, 0xab],       // stosw
-    &[0xf3, 0xaa],       // rep stosb
-    &[0xf3, 0x48, 0xa5], // rep movsq
-    &[0xf3, 0xa6],       // repe cmpsb
-    &[0xf2, 0xae],       // repne scasb
-    &[0xad],             // lodsd
-    &[0xd7],             // xlatb
-    &[0xc9],             // leave
-    &[0xcc],             // int3
-    &[0x0f, 0x0b],       // ud2
-    &[0x0f, 0xa2],       // cpuid
-    &[0x0f, 0x31],       // rdtsc
-    &[0xe6, 0x80],       // out %al, $0x80
-    &[0xed],             // in (%dx), %eax
-    &[0x0f, 0x01, 0xf8], // swapgs
-    &[0x0f, 0x01, 0xca], // clac
-    &[0x0f, 0x01, 0xcb], // stac
-    &[0xfa],             // cli
-    &[0xfb],             // sti
-    &[0xfb, 0xfb],
-    &[0xf3, 0x90],                                  // pause
-    &[0x0f, 0xae, 0xf0],                            // mfence
-    &[0xc3],                                        // ret
-    &[0xc2, 0x10, 0x00],                            // ret $16
-    &[0x0f, 0x20, 0xd8, 0x0f, 0x22, 0xd8],          // mov %cr3, %rax; mov %rax, %cr3
-    &[0xb8, 0x10, 0, 0, 0, 0x8e, 0xd0],             // mov $0x10, %eax; mov %eax, %ss
-    &[0x31, 0xc0, 0x8e, 0xd8],                      // xor %eax, %eax; mov %eax, %ds
-    &[0x0f, 0x06],                                  // clts
-    &[0x0f, 0x05, 0x90],                            // syscall
-    &[0xc8, 0x20, 0x00, 0x02],                      // enter $32, $2
-    &[0xf0, 0x90],                                  // lock nop: undefined
-    &[0xf0, 0x01, 0xc8],                            // lock add %ecx, %eax: undefined
-    &[0x48, 0xa1, 0x10, 0x00, 0x40, 0, 0, 0, 0, 0], // movabs 0x400010, %rax
-    &[0x67, 0xa0, 0x10, 0x00, 0x40, 0x00],          // addr32 mov 0x400010, %al
-    &[0x67, 0x8d, 0x44, 0x88, 0xf0],                // lea -16(%eax,%ecx,4), %eax
-    &[0x66, 0x90],
-    &[0x0f, 0x1e, 0xfa], // endbr64
-    &[0x8c, 0xd8],       // mov %ds, %eax
-    &[0x0f, 0x01, 0xe0], // smsw %eax
-];
-
-fn register(random: &mut Random, size: usize) -> Register {
+fn register(random: &mut Random, size: usize, words: &Words) -> Register {
+    if size == 1 && words.bits == 32 {
+        return Register::AL + random.below(8) as u32;
+    }
     if size == 1 {
         use Register::*;
         let all = [AL, CL, DL, BL, AH, CH, DH, BH, SPL, BPL, SIL, DIL, R8L, R9L, R12L, R13L, R14L, R15L];
@@ -229,25 +122,25 @@ fn register(random: &mut Random, size: usize) -> Register {
         _ => Register::XMM0,
     };
     // RSP seldom, or nothing works after it.
-    let number = random.below(16) as u32;
+    let number = random.below(words.registers) as u32;
     if size <= 8 && number == 4 && !random.one_in(4) { first } else { first + number }
 }
 
 /// Gives an instruction a random memory operand.
-fn memory(instruction: &mut Instruction, n: u32, random: &mut Random) {
+fn memory(instruction: &mut Instruction, n: u32, random: &mut Random, words: &Words) {
     instruction.set_op_kind(n, OpKind::Memory);
     instruction.set_memory_index_scale(1);
-    let narrow = random.one_in(8);
+    let narrow = words.bits == 32 || random.one_in(8);
     let first = if narrow { Register::EAX } else { Register::RAX };
-    let any = |random: &mut Random| first + random.below(16) as u32;
+    let any = |random: &mut Random| first + random.below(words.registers) as u32;
     let small = random.below(256).wrapping_sub(128);
     let (mut base, mut index, mut displacement, mut size) = (Register::None, Register::None, small, 1);
     match random.below(10) {
-        0 => {
+        0 if words.bits == 64 => {
             base = if narrow { Register::EIP } else { Register::RIP };
             (displacement, size) = (random.address(), 8);
         }
-        1 => (displacement, size) = (random.address(), if narrow { 4 } else { 8 }),
+        0 | 1 => (displacement, size) = (random.address(), if narrow { 4 } else { 8 }),
         2 => (base, displacement, size) = (any(random), u64::from(random.next() as u32) as i32 as u64, 8),
         3 => {
             (index, displacement, size) = (any(random), random.address(), 8);
@@ -275,6 +168,9 @@ fn memory(instruction: &mut Instruction, n: u32, random: &mut Random) {
         0 => instruction.set_segment_prefix(Register::FS),
         1 => instruction.set_segment_prefix(Register::GS),
         2 => instruction.set_segment_prefix(Register::DS),
+        3 if words.bits == 32 => {
+            instruction.set_segment_prefix(random.pick(&[Register::CS, Register::SS, Register::ES]));
+        }
         _ => {}
     }
 }
@@ -309,21 +205,26 @@ fn register_size(kind: OpCodeOperandKind) -> usize {
 }
 
 /// An instruction of a form, with random operands; `None` where there is no rule for one of them.
-fn instance(code: Code, random: &mut Random) -> Option<Instruction> {
+fn instance(code: Code, random: &mut Random, words: &Words) -> Option<Instruction> {
     use OpCodeOperandKind::*;
     let mut instruction = Instruction::new();
     instruction.set_code(code);
-    instruction.set_code_size(CodeSize::Code64);
+    instruction.set_code_size(if words.bits == 64 { CodeSize::Code64 } else { CodeSize::Code32 });
     let as_memory = random.below(5) < 2;
     for (n, kind) in code.op_code().op_kinds().iter().copied().enumerate() {
         let n = n as u32;
         match kind {
-            mem => memory(&mut instruction, n, random),
+            mem => memory(&mut instruction, n, random, words),
+            mem_offs => {
+                instruction.set_op_kind(n, OpKind::Memory);
+                instruction.set_memory_displacement64(random.address());
+                instruction.set_memory_displ_size(words.bits / 8);
+            }
             r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem if as_memory => {
-                memory(&mut instruction, n, random);
+                memory(&mut instruction, n, random, words);
             }
             _ if register_size(kind) != 0 => {
-                instruction.set_op_register(n, register(random, register_size(kind)));
+                instruction.set_op_register(n, register(random, register_size(kind), words));
             }
             mm_reg => instruction.set_op_register(n, Register::MM1),
             al => instruction.set_op_register(n, Register::AL),
@@ -334,7 +235,7 @@ fn instance(code: Code, random: &mut Random) -> Option<Instruction> {
             imm8 => immediate(
                 &mut instruction,
                 n,
-                if n > 0 && code == Code::Enterq_imm16_imm8 {
+                if n > 0 && code.mnemonic() == Mnemonic::Enter {
                     OpKind::Immediate8_2nd
                 } else {
                     OpKind::Immediate8
@@ -366,20 +267,20 @@ fn instance(code: Code, random: &mut Random) -> Option<Instruction> {
 }
 
 /// The instruction as its own bytes say it.
-fn encoded(instruction: &Instruction) -> Option<Instruction> {
-    let mut encoder = Encoder::new(64);
+fn encoded(instruction: &Instruction, words: &Words) -> Option<Instruction> {
+    let mut encoder = Encoder::new(words.bits);
     encoder.encode(instruction, 0x10_4000).ok()?;
     let bytes = encoder.take_buffer();
-    Some(Decoder::with_ip(64, &bytes, 0x10_4000, DecoderOptions::NONE).decode())
+    Some(Decoder::with_ip(words.bits, &bytes, 0x10_4000, DecoderOptions::NONE).decode())
 }
 
 /// Sets all six flags from registers.
-fn definer(random: &mut Random) -> Item {
-    let code = random.pick(&[Code::Cmp_r64_rm64, Code::Add_r32_rm32, Code::Sub_r8_rm8, Code::Neg_rm16]);
+fn definer(random: &mut Random, words: &Words) -> Item {
+    let code = random.pick(&[words.compare, Code::Add_r32_rm32, Code::Sub_r8_rm8, Code::Neg_rm16]);
     loop {
-        let made =
-            instance(code, random).filter(|i| (0..i.op_count()).all(|n| i.op_kind(n) == OpKind::Register));
-        if let Some(made) = made.filter(|i| encoded(i).is_some()) {
+        let made = instance(code, random, words)
+            .filter(|i| (0..i.op_count()).all(|n| i.op_kind(n) == OpKind::Register));
+        if let Some(made) = made.filter(|i| encoded(i, words).is_some()) {
             return Item::Defines(made);
         }
     }
@@ -387,62 +288,54 @@ fn definer(random: &mut Random) -> Item {
 
 /// Adds an instruction, and another that defines the flags where it leaves them undefined: those that are undefined
 /// may differ. After logic only AF is, and both engines clear it.
-fn add(items: &mut Vec<Item>, instruction: Instruction, random: &mut Random) {
+fn add(items: &mut Vec<Item>, instruction: Instruction, random: &mut Random, words: &Words) {
     let undefined = instruction.rflags_undefined();
     items.push(Item::Instruction(instruction));
     let logic = undefined == RflagsBits::AF && instruction.rflags_cleared() != 0;
     if undefined != 0 && !logic {
-        items.push(definer(random));
+        items.push(definer(random, words));
     }
 }
 
-fn random_form(items: &mut Vec<Item>, forms: &[Code], random: &mut Random) {
+fn random_form(items: &mut Vec<Item>, forms: &[Code], random: &mut Random, words: &Words) {
     for _ in 0..8 {
         let code = random.pick(forms);
-        if let Some(made) = instance(code, random)
-            && encoded(&made).is_some_and(|i| i.code() == code)
+        if let Some(made) = instance(code, random, words)
+            && encoded(&made, words).is_some_and(|i| i.code() == code)
         {
-            return add(items, made, random);
+            return add(items, made, random, words);
         }
     }
 }
 
 /// A branch to an item further on.
-fn branch(items: &mut Vec<Item>, random: &mut Random) {
+fn branch(items: &mut Vec<Item>, random: &mut Random, words: &Words) {
     let to = items.len() + 1 + random.below(6) as usize;
-    let near = |code: Code| Instruction::with_branch(code, 0).unwrap();
-    let register = Register::RAX + random.below(16) as u32;
+    let near = |code: Code| Instruction::with_branch(narrowed(code, words), 0).unwrap();
+    let register = words.first + random.below(words.registers) as u32;
+    let target = || words.mov(register, 0);
     match random.below(11) {
         n @ (7 | 8) => {
             // mov $target, %register; mov %register, (STACK_PAGE - 8); then through it, in either way.
-            let place = iced_x86::MemoryOperand::with_displ(STACK_PAGE - 8, 8);
-            let store = Instruction::with2(Code::Mov_rm64_r64, place, register).unwrap();
-            let code = if n == 7 { Code::Jmp_rm64 } else { Code::Call_rm64 };
-            items.push(Item::Towards(
-                Instruction::with2(Code::Mov_r64_imm64, register, 0u64).unwrap(),
-                to + 2,
-            ));
+            let place = iced_x86::MemoryOperand::with_displ(STACK_PAGE - 8, words.bits / 8);
+            let store = Instruction::with2(words.store, place, register).unwrap();
+            let code = if n == 7 { words.jmp } else { words.call };
+            items.push(Item::Towards(target(), to + 2));
             items.push(Item::Instruction(store));
             items.push(Item::Instruction(Instruction::with1(code, place).unwrap()));
         }
         0 => items.push(Item::Towards(near(Code::Jmp_rel32_64), to)),
         1 => items.push(Item::Towards(near(Code::Call_rel32_64), to)),
-        2 => items.push(Item::Towards(near(Code::Loop_rel8_64_RCX), to)),
-        3 => items.push(Item::Towards(near(Code::Jrcxz_rel8_64), to)),
+        2 => items.push(Item::Towards(Instruction::with_branch(words.loop_, 0).unwrap(), to)),
+        3 => items.push(Item::Towards(Instruction::with_branch(words.jump_on_count, 0).unwrap(), to)),
         n @ (4 | 5) => {
-            items.push(Item::Towards(
-                Instruction::with2(Code::Mov_r64_imm64, register, 0u64).unwrap(),
-                to + 1,
-            ));
-            let code = if n == 4 { Code::Jmp_rm64 } else { Code::Call_rm64 };
+            items.push(Item::Towards(target(), to + 1));
+            let code = if n == 4 { words.jmp } else { words.call };
             items.push(Item::Instruction(Instruction::with1(code, register).unwrap()));
         }
         6 => {
-            items.push(Item::Towards(
-                Instruction::with2(Code::Mov_r64_imm64, register, 0u64).unwrap(),
-                to + 2,
-            ));
-            items.push(Item::Instruction(Instruction::with1(Code::Push_r64, register).unwrap()));
+            items.push(Item::Towards(target(), to + 2));
+            items.push(Item::Instruction(Instruction::with1(words.push, register).unwrap()));
             items.push(Item::Bytes(random.pick(&[&[0xc3u8][..], &[0xc2, 0x20, 0]]).to_vec()));
         }
         _ => {
@@ -469,56 +362,56 @@ fn branch(items: &mut Vec<Item>, random: &mut Random) {
     }
 }
 
-fn stack(items: &mut Vec<Item>, random: &mut Random) {
-    let register = Register::RAX + random.below(16) as u32;
+fn stack(items: &mut Vec<Item>, random: &mut Random, words: &Words) {
+    let register = words.first + random.below(words.registers) as u32;
     items.push(match random.below(8) {
-        0 => Item::Instruction(
-            Instruction::with2(Code::Mov_r64_imm64, Register::RSP, STACK_PAGE + 0x800).unwrap(),
+        0 => Item::Instruction(words.mov(words.first + 4, STACK_PAGE + 0x800)),
+        1 => Item::Instruction(Instruction::with1(words.push_immediate[0], random.next() as i32).unwrap()),
+        2 => Item::Instruction(
+            Instruction::with1(words.push_immediate[1], random.next() as i8 as i32).unwrap(),
         ),
-        1 => Item::Instruction(Instruction::with1(Code::Pushq_imm32, random.next() as i32).unwrap()),
-        2 => Item::Instruction(Instruction::with1(Code::Pushq_imm8, random.next() as i8 as i32).unwrap()),
-        3 | 4 => Item::Instruction(Instruction::with1(Code::Pop_r64, register).unwrap()),
-        _ => Item::Instruction(Instruction::with1(Code::Push_r64, register).unwrap()),
+        3 | 4 => Item::Instruction(Instruction::with1(words.pop, register).unwrap()),
+        _ => Item::Instruction(Instruction::with1(words.push, register).unwrap()),
     });
 }
 
 fn one(items: &mut Vec<Item>, forms: &Forms, random: &mut Random) {
+    let words = forms.words;
     match random.below(100) {
         0..15 => {
-            let register = Register::RAX + random.below(16) as u32;
-            let register = if register == Register::RSP { Register::RBP } else { register };
-            items.push(Item::Instruction(
-                Instruction::with2(Code::Mov_r64_imm64, register, random.value()).unwrap(),
-            ));
+            let number = random.below(words.registers) as u32;
+            let number = if number == 4 { 5 } else { number };
+            items.push(Item::Instruction(words.mov(words.first + number, random.value())));
         }
-        15..23 => stack(items, random),
-        23..29 => branch(items, random),
-        29..36 => random_form(items, &forms.others, random),
+        15..23 => stack(items, random, words),
+        23..29 => branch(items, random, words),
+        29..36 => random_form(items, words.others, random, words),
         36..40 => {
             items.push(Item::Bytes(vec![0xb9, random.below(40) as u8, 0, 0, 0])); // mov $n, %ecx
-            items.push(Item::Bytes(random.pick(FIXED).to_vec()));
+            items.push(Item::Bytes(random.pick(words.fixed).to_vec()));
         }
-        _ => random_form(items, &forms.copied, random),
+        _ => random_form(items, &forms.copied, random, words),
     }
 }
 
 /// A random program: what [`one`] gives, a few times round, and a HLT.
 pub fn program(random: &mut Random, forms: &Forms) -> Program {
+    let words = forms.words;
     let mut items = Vec::new();
     let count = 5 + random.below(36);
     while (items.len() as u64) < count {
         one(&mut items, forms, random);
     }
     // subl $1, COUNTER; jnz to the first
-    let mut count_down = vec![0x83, 0x2c, 0x25];
+    let mut count_down = words.count_down.to_vec();
     count_down.extend_from_slice(&(COUNTER as u32).to_le_bytes());
     count_down.push(1);
     items.push(Item::Bytes(count_down));
-    items.push(Item::Towards(Instruction::with_branch(Code::Jne_rel32_64, 0).unwrap(), 0));
+    items.push(Item::Towards(Instruction::with_branch(narrowed(Code::Jne_rel32_64, words), 0).unwrap(), 0));
     items.push(Item::Bytes(vec![0xf4]));
     let mut rip = super::machine::PROGRAM + random.pick(&[0, 0x100, 0xf80, 0xfc0, 0xff0]) + random.below(16);
     loop {
-        let program = assemble(rip, &mut items);
+        let program = assemble(rip, &mut items, words);
         let page = |n: usize| program.starts[n] >> 12;
         if (0..items.len()).all(|n| !matches!(items[n], Item::Defines(_)) || page(n - 1) == page(n + 1)) {
             return program;
@@ -527,10 +420,10 @@ pub fn program(random: &mut Random, forms: &Forms) -> Program {
     }
 }
 
-fn assemble(rip: u64, items: &mut [Item]) -> Program {
+fn assemble(rip: u64, items: &mut [Item], words: &Words) -> Program {
     let mut starts = vec![rip; items.len()];
     let mut bytes = Vec::new();
-    let mut encoder = Encoder::new(64);
+    let mut encoder = Encoder::new(words.bits);
     // Once for the lengths, which do not depend on where branches lead, and once more.
     for _ in 0..2 {
         bytes.clear();
@@ -545,10 +438,16 @@ fn assemble(rip: u64, items: &mut [Item]) -> Program {
                 Item::Instruction(instruction) | Item::Defines(instruction) => *instruction,
                 Item::Towards(instruction, to) => {
                     let target = starts[(*to).min(starts.len() - 1)];
-                    if instruction.op_count() == 2 {
-                        instruction.set_immediate64(target);
-                    } else {
-                        instruction.set_near_branch64(near_enough(instruction.code(), here, target));
+                    match (instruction.op_count(), words.bits) {
+                        (2, 64) => instruction.set_immediate64(target),
+                        (2, _) => instruction.set_immediate32(target as u32),
+                        (_, bits) => {
+                            let target = near_enough(instruction.code(), words, here, target);
+                            match bits {
+                                64 => instruction.set_near_branch64(target),
+                                _ => instruction.set_near_branch32(target as u32),
+                            }
+                        }
                     }
                     *instruction
                 }
@@ -566,7 +465,7 @@ fn assemble(rip: u64, items: &mut [Item]) -> Program {
 }
 
 /// LOOP and JRCXZ reach 127 bytes.
-fn near_enough(code: Code, here: u64, target: u64) -> u64 {
-    let short = matches!(code, Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64);
+fn near_enough(code: Code, words: &Words, here: u64, target: u64) -> u64 {
+    let short = code == words.loop_ || code == words.jump_on_count;
     if short && target.wrapping_sub(here) > 120 { here + 2 } else { target }
 }

@@ -73,6 +73,7 @@ pub struct Machine {
     device: Arc<Device>,
     /// The states at CPL 0 and 3.
     states: [VcpuState; 2],
+    bits: u32,
     image: Vec<Vec<u64>>,
 }
 
@@ -116,7 +117,8 @@ impl Machine {
         self
     }
 
-    pub fn new(jit: Option<Settings>) -> Self {
+    /// For code of so many bits.
+    pub fn new(bits: u32, jit: Option<Settings>) -> Self {
         let mut cpu = testing::long();
         cpu.cr4 |= Cr4::FSGSBASE | Cr4::OSFXSR | Cr4::OSXMMEXCPT;
         write_tables(&cpu);
@@ -136,8 +138,18 @@ impl Machine {
             is_quiet: AtomicBool::new(false),
         });
         (cpu.wires.interrupts, cpu.wires.bus) = (interrupts.clone(), device.clone());
+        if bits == 32 {
+            // All of RAM but not all addresses.
+            put(
+                &cpu,
+                testing::GDT + u64::from(testing::FREE),
+                0x00c0_f300_0000_0000u64 | (testing::MEMORY >> 12) + 0x1ff,
+            );
+            testing::load_all(&mut cpu, testing::KERNEL_CODE32, testing::KERNEL_DATA);
+        }
         let kernel = cpu.state();
-        testing::to_user(&mut cpu);
+        let code = if bits == 32 { testing::USER_CODE32 } else { testing::USER_CODE64 };
+        testing::load_all(&mut cpu, code, testing::USER_DATA);
         let user = cpu.state();
         let image = CHANGES.iter().map(|&(at, len)| read(&cpu, at, len)).collect();
         let peers = Peers::join(Arc::new(Shared::new(1)), 0, attention.clone());
@@ -145,7 +157,7 @@ impl Machine {
         if let Some(settings) = jit {
             interpreter.enable_jit_with(settings).unwrap();
         }
-        Self { interpreter, attention, interrupts, device, states: [kernel, user], image }
+        Self { interpreter, attention, interrupts, device, states: [kernel, user], bits, image }
     }
 
     /// Puts a program and its data in place.
@@ -173,12 +185,13 @@ impl Machine {
         }
         let mut state = self.states[usize::from(start.user)].clone();
         state.gprs = start.gprs;
+        let mask = u64::MAX >> (64 - self.bits);
         state.rip = program.rip;
         state.rflags = Flags::from_bits_retain(start.flags) | Flags::FIXED;
         state.cr4.set(Cr4::SMAP, start.smap);
         state.cr0.set(x86::Cr0::TS, start.task_switched);
         for (register, base) in [SegmentRegister::Fs, SegmentRegister::Gs].into_iter().zip(start.bases) {
-            state.segments[register as usize].base = base;
+            state.segments[register as usize].base = base & mask;
         }
         cpu.set_state(&state).unwrap();
         cpu.instructions = 0;

@@ -3,7 +3,9 @@
 mod blocks;
 mod changing;
 mod crossing;
+mod flat;
 mod generator;
 mod machine;
 mod planted;
 mod system;
+mod words;

@@ -5,6 +5,7 @@ use x86::Flags;
 
 use super::generator::{Forms, Program, Random, program};
 use super::machine::{Machine, Start, VECTOR, difference};
+use super::words::{NARROW, WIDE, Words};
 use crate::interpreter::Leave;
 use crate::jit::Settings;
 use crate::lockstep::difference::{same_state, same_system_state};
@@ -36,10 +37,10 @@ enum End {
     Stopped,
 }
 
-fn machines(seed: u64) -> [Machine; 2] {
+fn machines(words: &Words, seed: u64) -> [Machine; 2] {
     let settings =
         Settings { code_bytes: 1 << 20, hot: (seed % 2) as u32, leave_early: true, ..Settings::default() };
-    [Machine::new(None), Machine::new(Some(settings))]
+    [Machine::new(words.bits, None), Machine::new(words.bits, Some(settings))]
 }
 
 impl Pair<'_> {
@@ -211,14 +212,14 @@ fn planted(
     }
 }
 
-fn programs_with(plant: Plant) {
+fn programs_with(plant: Plant, words: &'static Words) {
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (first, programs) = match number("RINGSIDE_JIT_SEED") {
         Some(seed) => (seed, number("RINGSIDE_JIT_PROGRAMS").unwrap_or(1)),
         None => (0, number("RINGSIDE_JIT_PROGRAMS").unwrap_or(PROGRAMS)),
     };
-    let forms = Forms::new();
-    let mut machines = machines(first);
+    let forms = Forms::new(words);
+    let mut machines = machines(words, first);
     let (mut taken, mut failures) = (0, 0);
     for seed in first..first + programs {
         let mut random = Random(seed.wrapping_mul(0x5678_1234_9abc_def1));
@@ -235,7 +236,7 @@ fn programs_with(plant: Plant) {
             }
         }
         if seed % 500 == 499 || failures != 0 {
-            machines = self::machines(seed / 500);
+            machines = self::machines(words, seed / 500);
         }
     }
     println!("{plant:?}: {programs} programs, {taken} taken");
@@ -245,10 +246,20 @@ fn programs_with(plant: Plant) {
 
 #[test]
 fn an_interrupt_at_every_block_boundary_finds_the_interpreters_state() {
-    programs_with(Plant::Interrupts);
+    programs_with(Plant::Interrupts, &WIDE);
+}
+
+#[test]
+fn an_interrupt_at_every_block_boundary_of_flat_code_finds_the_interpreters_state() {
+    programs_with(Plant::Interrupts, &NARROW);
 }
 
 #[test]
 fn a_page_fault_at_every_access_finds_the_interpreters_state() {
-    programs_with(Plant::Faults);
+    programs_with(Plant::Faults, &WIDE);
+}
+
+#[test]
+fn a_page_fault_at_every_access_of_flat_code_finds_the_interpreters_state() {
+    programs_with(Plant::Faults, &NARROW);
 }

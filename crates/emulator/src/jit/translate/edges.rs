@@ -1,6 +1,6 @@
 //! Between the parts of a region: entries, joins, exits, and the ways to handlers and back.
 
-use iced_x86::{Code, Instruction};
+use iced_x86::{Instruction, Mnemonic};
 
 use super::{At, Cold, Flags, Translator};
 use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
@@ -220,18 +220,18 @@ impl Translator<'_> {
     }
 
     /// LOOP and JRCXZ, which leave the flags alone: so do the host's instructions.
-    pub(super) fn branch_on_rcx(&mut self, i: &Instruction) {
-        let (zero, other) = if i.code() == Code::Jrcxz_rel8_64 {
+    pub(super) fn branch_on_count(&mut self, i: &Instruction) {
+        let (zero, other) = if i.mnemonic() != Mnemonic::Loop {
             (i.near_branch_target(), i.next_ip())
         } else {
-            self.a.lea(true, RCX, Some(RCX), None, -1);
+            self.a.lea(self.wide(), RCX, Some(RCX), None, -1);
             // The flags do not follow from RCX any more.
             self.at.recipe = self.at.recipe.filter(|recipe| recipe.needs & 1 << 1 == 0);
             (i.next_ip(), i.near_branch_target())
         };
         let at = self.at;
-        // jrcxz over the jump to where the other way goes.
-        self.a.bytes.extend_from_slice(&[0xe3, 5]);
+        // jrcxz or jecxz over the jump to where the other way goes.
+        self.a.bytes.extend_from_slice(if self.wide() { &[0xe3, 5] } else { &[0x67, 0xe3, 5] });
         let jump = self.a.jump();
         self.inherit_or_defer(jump, other, at);
         self.edge(zero, true);

@@ -4,38 +4,44 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
 use super::operand::{Home, home};
 use super::{NotCopied, Translator};
-use crate::jit::assembler::{ADDRESS, GUEST_RSP, Jump, RBP, RSP, SCRATCH};
+use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RBP, RSP, SCRATCH};
+use crate::jit::flat::near_branch;
 use crate::jit::frame::slot;
+use crate::jit::region::is_on_count;
 use crate::mmu::Access;
 
 impl Translator<'_> {
     /// Branches and the stack; `None` for what is neither.
     pub(super) fn special(&mut self, i: &Instruction) -> Option<Result<bool, NotCopied>> {
-        let register = |n: u32| (i.op_kind(n) == OpKind::Register).then(|| i.op_register(n));
+        let (word, near) = (self.word(), near_branch(self.source.mode));
+        let register = |n: u32| {
+            let register = (i.op_kind(n) == OpKind::Register).then(|| i.op_register(n));
+            register.filter(|r| r.is_gpr() && r.size() as i32 == word)
+        };
         if i.op_kind(0) == OpKind::NearBranch64 && !is_canonical(i.near_branch_target()) {
             return Some(Err(NotCopied));
         }
         Some(match i.mnemonic() {
             Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 => Ok(false),
-            Mnemonic::Jmp if i.op_kind(0) == OpKind::NearBranch64 => {
+            Mnemonic::Jmp if i.op_kind(0) == near => {
                 self.edge(i.near_branch_target(), true);
                 Ok(true)
             }
-            _ if i.is_jcc_short_or_near() && i.op_kind(0) == OpKind::NearBranch64 => {
+            _ if i.is_jcc_short_or_near() && i.op_kind(0) == near => {
                 self.conditional_jump(i, condition_number(i));
                 Ok(true)
             }
-            _ if matches!(i.code(), Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64) => {
-                self.branch_on_rcx(i);
+            _ if is_on_count(i) => {
+                self.branch_on_count(i);
                 Ok(true)
             }
-            Mnemonic::Call if i.op_kind(0) == OpKind::NearBranch64 => {
+            Mnemonic::Call if i.op_kind(0) == near => {
                 self.begin_branch();
                 self.push_next(i);
                 self.exit_to(i.near_branch_target());
                 Ok(true)
             }
-            Mnemonic::Call if register(0).is_some_and(|r| r.is_gpr64()) => {
+            Mnemonic::Call if register(0).is_some() => {
                 self.begin_branch();
                 self.target_in(register(0)?);
                 self.push_next(i);
@@ -43,25 +49,27 @@ impl Translator<'_> {
                 self.dispatch();
                 Ok(true)
             }
-            Mnemonic::Jmp if register(0).is_some_and(|r| r.is_gpr64()) => {
+            Mnemonic::Jmp if register(0).is_some() => {
                 self.begin_branch();
                 let target = self.guest(register(0)?.number() as u8, ADDRESS);
-                self.a.mov(ADDRESS, target);
+                self.mov_word(ADDRESS, target);
                 self.branch(|_| {});
                 Ok(true)
             }
-            _ if (i.is_call_near_indirect() || i.is_jmp_near_indirect()) && i.memory_size().size() == 8 => {
+            _ if (i.is_call_near_indirect() || i.is_jmp_near_indirect())
+                && i.memory_size().size() as i32 == word =>
+            {
                 self.branch_through_memory(i)
             }
-            Mnemonic::Ret if i.stack_pointer_increment() >= 8 && i.op_code().operand_size() != 16 => {
+            Mnemonic::Ret if i.stack_pointer_increment() >= word && i.op_code().operand_size() != 16 => {
                 self.ret(i);
                 Ok(true)
             }
-            Mnemonic::Push if i.stack_pointer_increment() == -8 && i.op_kind(0) != OpKind::Memory => {
+            Mnemonic::Push if i.stack_pointer_increment() == -word && i.op_kind(0) != OpKind::Memory => {
                 self.push(i)
             }
-            Mnemonic::Push if i.stack_pointer_increment() == -8 => self.push_memory(i),
-            Mnemonic::Leave if i.code() == Code::Leaveq => {
+            Mnemonic::Push if i.stack_pointer_increment() == -word => self.push_memory(i),
+            Mnemonic::Leave if matches!(i.code(), Code::Leaveq | Code::Leaved) => {
                 self.leave(i);
                 Ok(false)
             }
@@ -80,14 +88,37 @@ impl Translator<'_> {
             {
                 Ok(false)
             }
-            Mnemonic::Pop
-                if i.stack_pointer_increment() == 8 && register(0).is_some_and(|r| r.is_gpr64()) =>
-            {
+            Mnemonic::Pop if i.stack_pointer_increment() == word && register(0).is_some() => {
                 self.pop(i, register(0)?);
                 Ok(false)
             }
             _ => return self.system(i),
         })
+    }
+
+    /// Bytes of what the stack holds by itself, of addresses in memory, and of registers that hold them.
+    pub(super) fn word(&self) -> i32 {
+        if self.source.mode.is_64() { 8 } else { 4 }
+    }
+
+    /// Whether those are 64 bits.
+    pub(super) fn wide(&self) -> bool {
+        self.source.mode.is_64()
+    }
+
+    pub(super) fn mov_word(&mut self, to: Host, from: Host) {
+        self.a.registers(self.wide(), &[0x8b], to, from);
+    }
+    pub(super) fn load_word(&mut self, to: Host, base: Host, disp: i32) {
+        self.a.memory(self.wide(), &[0x8b], to, base, disp);
+    }
+    pub(super) fn store_word(&mut self, from: Host, base: Host, disp: i32) {
+        self.a.memory(self.wide(), &[0x89], from, base, disp);
+    }
+
+    /// The address so many bytes from where the stack pointer points.
+    pub(super) fn beside_stack_pointer(&mut self, to: Host, bytes: i32) {
+        self.a.lea(self.wide(), to, Some(GUEST_RSP), None, bytes);
     }
 
     /// Flags and count to the frame: nothing is left to do behind the branch.
@@ -100,20 +131,22 @@ impl Translator<'_> {
     fn push(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.give_up_flags();
         let call = self.call();
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe_stack(Access::Write, 8);
+        let word = self.word();
+        self.beside_stack_pointer(ADDRESS, -word);
+        let miss = self.probe_stack(Access::Write, word as u32);
+        use OpKind::{Immediate8to32, Immediate8to64, Immediate32, Immediate32to64};
         match i.op_kind(0) {
-            OpKind::Register if i.op_register(0).is_gpr64() => {
+            OpKind::Register if i.op_register(0).is_gpr() => {
                 let from = self.guest(i.op_register(0).number() as u8, SCRATCH);
-                self.a.store(from, ADDRESS, 0);
+                self.store_word(from, ADDRESS, 0);
             }
-            OpKind::Immediate8to64 | OpKind::Immediate32to64 => {
-                self.a.memory(true, &[0xc7], 0, ADDRESS, 0);
+            Immediate8to64 | Immediate32to64 | Immediate8to32 | Immediate32 => {
+                self.a.memory(self.wide(), &[0xc7], 0, ADDRESS, 0);
                 self.a.bytes.extend_from_slice(&(i.immediate(0) as u32).to_le_bytes());
             }
             _ => return Err(NotCopied),
         }
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.beside_stack_pointer(GUEST_RSP, -word);
         self.resume_here(miss, call, i);
         Ok(false)
     }
@@ -121,11 +154,11 @@ impl Translator<'_> {
     fn pop(&mut self, i: &Instruction, register: Register) {
         self.give_up_flags();
         let call = self.call();
-        self.a.mov(ADDRESS, GUEST_RSP);
-        let miss = self.probe_stack(Access::Read, 8);
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8);
+        self.mov_word(ADDRESS, GUEST_RSP);
+        let miss = self.probe_stack(Access::Read, self.word() as u32);
+        self.beside_stack_pointer(GUEST_RSP, self.word());
         match home(register.number() as u8) {
-            Home::Host(host) => self.a.load(host, ADDRESS, 0),
+            Home::Host(host) => self.load_word(host, ADDRESS, 0),
             Home::Frame(at) => {
                 self.a.load(SCRATCH, ADDRESS, 0);
                 self.a.store(SCRATCH, RSP, at);
@@ -136,31 +169,32 @@ impl Translator<'_> {
 
     /// Pushes or pops of registers, one after another, by one probe. Where it finds nothing, each has its handler called.
     pub(super) fn stack_group(&mut self, insns: &[Instruction]) {
-        let (count, bytes) = (insns.len() as i32, insns.len() as i32 * 8);
+        let (count, word) = (insns.len() as i32, self.word());
+        let bytes = count * word;
         let pushes = insns[0].mnemonic() == Mnemonic::Push;
         self.give_up_flags();
         let call = self.call();
         let below = if pushes { -bytes } else { 0 };
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, below);
+        self.beside_stack_pointer(ADDRESS, below);
         let access = if pushes { Access::Write } else { Access::Read };
         let from = self.probe_stack(access, bytes as u32);
         for (n, i) in (0..).zip(insns) {
             let (register, at) =
-                (i.op_register(0).number() as u8, 8 * if pushes { count - 1 - n } else { n });
+                (i.op_register(0).number() as u8, word * if pushes { count - 1 - n } else { n });
             if pushes {
                 let register = self.guest(register, SCRATCH);
-                self.a.store(register, ADDRESS, at);
+                self.store_word(register, ADDRESS, at);
                 continue;
             }
             match home(register) {
-                Home::Host(host) => self.a.load(host, ADDRESS, at),
+                Home::Host(host) => self.load_word(host, ADDRESS, at),
                 Home::Frame(slot) => {
                     self.a.load(SCRATCH, ADDRESS, at);
                     self.a.store(SCRATCH, RSP, slot);
                 }
             }
         }
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, if pushes { -bytes } else { bytes });
+        self.beside_stack_pointer(GUEST_RSP, if pushes { -bytes } else { bytes });
         let (first, last) = (self.number, self.number + insns.len() - 1);
         self.number = last;
         self.resume_here(from, call, &insns[insns.len() - 1]);
@@ -174,14 +208,15 @@ impl Translator<'_> {
         self.give_up_flags();
         let call = self.call();
         self.effective_address(i)?;
-        let unread = self.probe(Access::Read, 8);
-        self.a.load(ADDRESS, ADDRESS, 0);
+        let word = self.word();
+        let unread = self.probe(Access::Read, word as u32);
+        self.load_word(ADDRESS, ADDRESS, 0);
         self.a.store(ADDRESS, RSP, slot::SPARE);
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let unwritten = self.probe_stack(Access::Write, 8);
+        self.beside_stack_pointer(ADDRESS, -word);
+        let unwritten = self.probe_stack(Access::Write, word as u32);
         self.a.load(SCRATCH, RSP, slot::SPARE);
-        self.a.store(SCRATCH, ADDRESS, 0);
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.store_word(SCRATCH, ADDRESS, 0);
+        self.beside_stack_pointer(GUEST_RSP, -word);
         self.resume_here(unread, call, i);
         self.resume_here(unwritten, call, i);
         Ok(false)
@@ -191,46 +226,52 @@ impl Translator<'_> {
     fn leave(&mut self, i: &Instruction) {
         self.give_up_flags();
         let call = self.call();
-        self.a.mov(ADDRESS, RBP);
-        let miss = self.probe(Access::Read, 8);
-        self.a.lea(true, GUEST_RSP, Some(RBP), None, 8);
-        self.a.load(RBP, ADDRESS, 0);
+        self.mov_word(ADDRESS, RBP);
+        let miss = self.probe(Access::Read, self.word() as u32);
+        self.a.lea(self.wide(), GUEST_RSP, Some(RBP), None, self.word());
+        self.load_word(RBP, ADDRESS, 0);
         self.resume_here(miss, call, i);
     }
 
     /// Pushes the address of the next instruction.
     fn push_next(&mut self, i: &Instruction) {
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe_stack(Access::Write, 8);
+        let word = self.word();
+        self.beside_stack_pointer(ADDRESS, -word);
+        let miss = self.probe_stack(Access::Write, word as u32);
         self.no_resume(miss);
         self.a.mov_immediate(SCRATCH, i.next_ip());
-        self.a.store(SCRATCH, ADDRESS, 0);
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.store_word(SCRATCH, ADDRESS, 0);
+        self.beside_stack_pointer(GUEST_RSP, -word);
     }
 
     /// Checks an indirect branch's target and puts it into the spare slot.
     fn target_in(&mut self, register: Register) {
         let target = self.guest(register.number() as u8, ADDRESS);
-        self.a.mov(ADDRESS, target);
+        self.mov_word(ADDRESS, target);
+        self.keep_target();
+    }
+
+    /// Puts an indirect branch's target, which is in [`ADDRESS`], into the spare slot. Where no code may be, the handler is called.
+    fn keep_target(&mut self) {
         self.a.store(ADDRESS, RSP, slot::SPARE);
-        let bad = self.not_canonical();
-        self.no_resume(bad);
+        if self.wide() {
+            let bad = self.not_canonical();
+            self.no_resume(bad);
+        }
     }
 
     /// CALL and JMP to an address in memory.
     fn branch_through_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.begin_branch();
         self.effective_address(i)?;
-        let miss = self.probe(Access::Read, 8);
+        let miss = self.probe(Access::Read, self.word() as u32);
         self.no_resume(miss);
-        self.a.load(ADDRESS, ADDRESS, 0);
+        self.load_word(ADDRESS, ADDRESS, 0);
         if i.is_jmp_near_indirect() {
             self.branch(|_| {});
             return Ok(true);
         }
-        self.a.store(ADDRESS, RSP, slot::SPARE);
-        let bad = self.not_canonical();
-        self.no_resume(bad);
+        self.keep_target();
         self.push_next(i);
         self.a.load(ADDRESS, RSP, slot::SPARE);
         self.dispatch();
@@ -248,26 +289,27 @@ impl Translator<'_> {
 
     fn ret(&mut self, i: &Instruction) {
         self.begin_branch();
-        self.a.mov(ADDRESS, GUEST_RSP);
-        let miss = self.probe_stack(Access::Read, 8);
+        let (word, wide) = (self.word(), self.wide());
+        self.mov_word(ADDRESS, GUEST_RSP);
+        let miss = self.probe_stack(Access::Read, word as u32);
         self.no_resume(miss);
-        self.a.load(ADDRESS, ADDRESS, 0);
+        self.load_word(ADDRESS, ADDRESS, 0);
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
-        self.branch(|a| a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, 8 + released));
+        self.branch(|a| a.lea(wide, GUEST_RSP, Some(GUEST_RSP), None, word + released));
     }
 }
 
-/// How many instructions from the first on are pushes, or pops, of 64-bit registers other than RSP, that can be done by one
-/// probe; none of them the block's last.
-pub fn stack_group(insns: &[Instruction]) -> usize {
+/// How many instructions from the first on are pushes, or pops, of registers of `word` bytes other than RSP, that can be done by
+/// one probe; none of them the block's last.
+pub fn stack_group(insns: &[Instruction], word: i32) -> usize {
     let Some((first, _)) = insns.split_first() else { return 0 };
     let kind = |i: &Instruction| {
         let register = i.op_register(0);
         i.mnemonic() == first.mnemonic()
-            && i.stack_pointer_increment().abs() == 8
+            && i.stack_pointer_increment().abs() == word
             && i.op_kind(0) == OpKind::Register
-            && register.is_gpr64()
-            && register != Register::RSP
+            && register.is_gpr()
+            && register.full_register() != Register::RSP
     };
     if !matches!(first.mnemonic(), Mnemonic::Push | Mnemonic::Pop) {
         return 0;

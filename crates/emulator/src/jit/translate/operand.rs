@@ -4,6 +4,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Regi
 
 use super::{Miss, NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
+use crate::jit::flat;
 use crate::jit::frame::{slot, stack_routine};
 use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
@@ -93,10 +94,14 @@ impl Translator<'_> {
     /// Puts a memory operand's linear address into [`ADDRESS`]. Leaves the host's flags as they are unless a segment's base is
     /// added.
     pub(super) fn effective_address(&mut self, i: &Instruction) -> Result<(), NotCopied> {
-        self.effective_address_to(ADDRESS, true, i)?;
+        let wide = self.wide();
+        if !wide && !flat::reaches(i, self.source.mode) {
+            return Err(NotCopied);
+        }
+        self.effective_address_to(ADDRESS, wide, i)?;
         match i.memory_segment() {
-            Register::FS => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::FS_BASE),
-            Register::GS => self.a.memory(true, &[0x03], ADDRESS, RSP, slot::GS_BASE),
+            Register::FS => self.a.memory(wide, &[0x03], ADDRESS, RSP, slot::FS_BASE),
+            Register::GS => self.a.memory(wide, &[0x03], ADDRESS, RSP, slot::GS_BASE),
             _ => {}
         }
         Ok(())
@@ -163,7 +168,8 @@ impl Translator<'_> {
     /// address that is as far before the one that was found.
     pub(super) fn bit_string(&mut self, i: &Instruction) -> Result<(), NotCopied> {
         let (size, bit) = (i.op_register(1).size() as u8, i.op_register(1).full_register().number() as u8);
-        if size < 4 || i.memory_base().is_gpr32() || i.memory_index().is_gpr32() {
+        let wraps = i.memory_base().is_gpr32() || i.memory_index().is_gpr32();
+        if size < 4 || wraps && self.wide() {
             return Err(NotCopied);
         }
         self.give_up_flags();
@@ -171,7 +177,7 @@ impl Translator<'_> {
         self.effective_address(i)?;
         let scale = size.trailing_zeros() as u8;
         self.word_of_bit(bit, size);
-        self.a.lea(true, ADDRESS, Some(ADDRESS), Some((SCRATCH, scale)), 0);
+        self.a.lea(self.wide(), ADDRESS, Some(ADDRESS), Some((SCRATCH, scale)), 0);
         let access = if i.mnemonic() == Mnemonic::Bt { Access::Read } else { Access::Write };
         let miss = self.probe(access, u32::from(size));
         self.word_of_bit(bit, size);
@@ -324,7 +330,7 @@ fn from_memory(code: Code) -> Option<Code> {
 
 /// Whether the memory operand is on the stack: addressed by RSP alone.
 pub fn is_on_stack(i: &Instruction) -> bool {
-    i.memory_base() == Register::RSP
+    matches!(i.memory_base(), Register::RSP | Register::ESP)
         && i.memory_index() == Register::None
         && !matches!(i.memory_segment(), Register::FS | Register::GS)
 }

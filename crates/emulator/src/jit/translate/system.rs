@@ -46,9 +46,9 @@ impl Translator<'_> {
             Mnemonic::Stac | Mnemonic::Clac if kernel && self.allows(i) => {
                 self.set_access(i.mnemonic() == Mnemonic::Stac)
             }
-            Mnemonic::Pushfq => self.push_flags(i),
+            Mnemonic::Pushfq | Mnemonic::Pushfd => self.push_flags(i),
             Mnemonic::Rdtsc => return self.source.tsc_start.map(|start| self.read_tsc(start)),
-            Mnemonic::Syscall if !kernel => {
+            Mnemonic::Syscall if !kernel && self.wide() => {
                 self.system_call(i);
                 return Some(Ok(true));
             }
@@ -144,7 +144,7 @@ impl Translator<'_> {
         Ok(())
     }
 
-    /// PUSHF of 64 bits.
+    /// PUSHF of all flags.
     fn push_flags(&mut self, i: &Instruction) -> Result<(), NotCopied> {
         if matches!(self.at.flags, super::Flags::Recipe(_)) {
             return Err(NotCopied);
@@ -152,16 +152,17 @@ impl Translator<'_> {
         self.save_flags();
         self.lose_flags();
         let call = self.call();
-        self.a.lea(true, ADDRESS, Some(GUEST_RSP), None, -8);
-        let miss = self.probe_stack(Access::Write, 8);
+        let word = self.word();
+        self.beside_stack_pointer(ADDRESS, -word);
+        let miss = self.probe_stack(Access::Write, word as u32);
         self.arithmetic_flags(SCRATCH);
         self.a.store(SCRATCH, RSP, slot::SPARE);
         self.owner();
         self.a.load(SCRATCH, SCRATCH, owner::SYSTEM_FLAGS);
         self.a.alu_immediate(true, AND, SCRATCH, !(ARITHMETIC | HIDDEN));
         self.a.memory(true, &[0x0b], SCRATCH, RSP, slot::SPARE);
-        self.a.store(SCRATCH, ADDRESS, 0);
-        self.a.lea(true, GUEST_RSP, Some(GUEST_RSP), None, -8);
+        self.store_word(SCRATCH, ADDRESS, 0);
+        self.beside_stack_pointer(GUEST_RSP, -word);
         self.resume_here(miss, call, i);
         Ok(())
     }
