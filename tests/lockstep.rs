@@ -4,6 +4,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::c_program::Programs;
 use common::{debian_file, ringside, run_within, stderr};
 
 const LIMIT: Duration = Duration::from_secs(900);
@@ -57,6 +58,28 @@ fn devices_with_threads_of_their_own_work_in_lockstep() {
     assert_eq!(compared.lines().count(), 3, "{compared}");
     assert_eq!(compared, run("on"));
     assert!(std::fs::read(shared.join("out")).unwrap() == bytes[..40 * 4096]);
+}
+
+#[test]
+fn what_devices_write_while_the_guest_looks_at_it_is_the_same_for_both() {
+    const BYTES: usize = 16 * (16 << 10);
+    debian_file("vmlinux");
+    let programs = Programs::new(&["reads_seen"]);
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("a.img");
+    // No word that the guest looks at is zero.
+    let bytes: Vec<u8> = (0..BYTES as u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8 | 1).collect();
+    std::fs::write(&disk, &bytes).unwrap();
+    let mut run = programs.run("/ringside/reads_seen /dev/vda 40");
+    let output = run_within(run.args(["--jit", "lockstep", "--disk"]).arg(&disk), LIMIT);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let mut hash = 0u64;
+    for _ in 0..40 {
+        for word in bytes.chunks_exact(8) {
+            hash = hash.wrapping_mul(31).wrapping_add(u64::from_le_bytes(word.try_into().unwrap()));
+        }
+    }
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().last(), Some(&*format!("{hash:x}")));
 }
 
 #[test]
