@@ -4,12 +4,13 @@
 mod common;
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use common::user::{OrdinaryUser, open_to_all};
 use common::{finish, ringside, run_within, stderr};
+use tempfile::TempDir;
 
 /// Fetching the packages is in it, and a host that has other things to do.
 const LIMIT: Duration = Duration::from_secs(1800);
@@ -66,31 +67,39 @@ fn a_disk_is_built_booted_to_a_login_and_worked_in() {
                   findmnt -rno FSTYPE,LABEL /; id -un; echo first > /root/kept";
     assert_eq!(printed(&disk, script), "Hello, world!\nbox7\nii \next4 ringside-root\nroot\n");
 
+    // In a folder it is another system, which need not wait for the one on the disk.
+    let user = OrdinaryUser::new();
+    let folder = system_in_a_folder(&user, &disk);
+    std::thread::scope(|scope| {
+        scope.spawn(|| folder.map(|(_kept, own)| it_boots_from_a_folder(&user, &own)));
+        it_is_booted_to_a_login_and_worked_in(&disk);
+    });
+}
+
+fn it_is_booted_to_a_login_and_worked_in(disk: &Path) {
     // With them: it logs in by itself, nothing failed, and the input's end is the end of the run.
-    let output = session(&disk, "cat /root/kept; systemctl is-system-running; echo second >> /root/kept\n");
+    let output = session(disk, "cat /root/kept; systemctl is-system-running; echo second >> /root/kept\n");
     let console = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{console}\n{}", stderr(&output));
     for part in ["box7 login: root (automatic login)", "first\r\n", "running\r\n", "Power down"] {
         assert!(console.contains(part), "no {part:?} in:\n{console}");
     }
-    assert_eq!(printed(&disk, "cat /root/kept"), "first\nsecond\n");
+    assert_eq!(printed(disk, "cat /root/kept"), "first\nsecond\n");
 
     // The shell beside it sees the disk and is not in it.
-    let rescued =
-        run_within(&mut on_disk(&disk, &["--rescue", "--exec", "hostname; [ -b /dev/vda ]"]), LIMIT);
+    let rescued = run_within(&mut on_disk(disk, &["--rescue", "--exec", "hostname; [ -b /dev/vda ]"]), LIMIT);
     assert_eq!(String::from_utf8_lossy(&rescued.stdout), "ringside\n");
-    let packages = run_within(&mut on_disk(&disk, &["--package", "hello"]), LIMIT);
+    let packages = run_within(&mut on_disk(disk, &["--package", "hello"]), LIMIT);
     assert!(stderr(&packages).contains("--rescue"), "{}", stderr(&packages));
-    its_system_boots_from_a_folder(&disk);
 }
 
-/// The same system in a folder of an ordinary user's, with all its owners: it boots to a login, and works.
-fn its_system_boots_from_a_folder(disk: &Path) {
-    let user = OrdinaryUser::new();
-    let (_folder, own) = user.own_folder();
+/// The same system in a folder of an ordinary user's, with all its owners.
+fn system_in_a_folder(user: &OrdinaryUser, disk: &Path) -> Option<(TempDir, PathBuf)> {
+    let (folder, own) = user.own_folder();
     let attribute = rustix::fs::setxattr(&own, "user.test", b"", rustix::fs::XattrFlags::empty());
     if attribute.is_err() {
-        return eprintln!("skipped: the host's folder for temporary files has no attributes of users");
+        eprintln!("skipped: the host's folder for temporary files has no attributes of users");
+        return None;
     }
     for path in [disk.parent().unwrap(), disk] {
         open_to_all(path);
@@ -102,6 +111,11 @@ fn its_system_boots_from_a_folder(disk: &Path) {
     command.arg("--disk").arg(format!("path={},readonly=on", disk.display()));
     let copied = run_within(command.arg("--share").arg(&own), LIMIT);
     assert_eq!(String::from_utf8_lossy(&copied.stdout), "-rwsr-xr-x\n", "{}", stderr(&copied));
+    Some((folder, own))
+}
+
+/// It boots to a login, and works.
+fn it_boots_from_a_folder(user: &OrdinaryUser, own: &Path) {
     let lines = "systemctl is-system-running --wait; stat -c %U:%G:%a /etc/shadow /usr/bin/su; hello; \
                  useradd -m ann; dpkg --audit; \
                  su ann -c 'cd; mkfifo p; ln -s /etc/shadow l; (echo through > p &) ; cat p; ls -l p l; cat l'\n";

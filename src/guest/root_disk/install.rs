@@ -22,6 +22,8 @@ const SCRIPT: &str = include_str!("install.sh");
 const STATUS_PORT: u16 = 0xf4;
 /// RAM besides what a batch of packages takes, in bytes.
 const MEMORY: u64 = 768 << 20;
+/// A package's part in dpkg's records, which are in RAM too, is not more than this part of its bytes.
+const RECORDS: u64 = 16;
 /// The longest line that is read from the guest, in bytes.
 const MAX_LINE: u64 = 4096;
 /// Lines of its errors that are kept.
@@ -94,7 +96,9 @@ fn configure(job: &Job<'_>, observer: &mut Observer<'_>) -> Result<MachineConfig
     // The source has no name any more.
     let source = Options::reading(format!("/proc/self/fd/{}", job.source.as_raw_fd()));
     let source = Options { format: Some(Format::Raw), ..source };
-    let memory = MEMORY + (2 * job.layout.longest_batch() + 3 * tools.bytes).next_multiple_of(1 << 20);
+    let records = job.layout.sizes.iter().sum::<u64>() / RECORDS;
+    let packages = 2 * job.layout.longest_batch() + records;
+    let memory = MEMORY + (packages + 3 * tools.bytes).next_multiple_of(1 << 20);
     let boot = Boot::Kernel(BootConfig {
         kernel: files.kernel,
         initrd: Some(tools.initrd),

@@ -26,6 +26,11 @@ shift 2
 cd $target
 mkdir -p proc sys dev run tmp etc/apt/sources.list.d etc/profile.d var/lib/dpkg/info var/lib/dpkg/updates
 mkdir -p usr/lib/modules etc/systemd/network
+# dpkg's records are in memory until the end: it has each change of them synced, several for each package.
+cp -a var/lib/dpkg /tmp/dpkg
+rm -r var/lib/dpkg
+mkdir var/lib/dpkg
+mount --bind /tmp/dpkg var/lib/dpkg
 mount -t proc proc proc
 mount -t sysfs sys sys
 mount --bind /dev dev
@@ -128,6 +133,8 @@ if [ ! -d "usr/lib/modules/$release" ]; then
     inside /sbin/depmod -a "$release"
 fi
 rm -rf var/lib/apt/lists/* var/cache/apt/*.bin var/cache/debconf/*-old var/lib/dpkg/*-old
+umount var/lib/dpkg
+cp -a /tmp/dpkg/. var/lib/dpkg
 cd /
 umount $target/tmp $target/run $target/dev/pts $target/dev $target/sys $target/proc
 umount $target
