@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
+use disk::{Creation, Format};
 use ringside::guest::{self, GuestFiles, initramfs, software};
 
 use crate::Options;
@@ -51,7 +52,7 @@ pub fn measure(options: &Options, folder: &Path) -> anyhow::Result<()> {
     let built = options.ringside.as_deref().unwrap_or(Path::new(env!("CARGO_BIN_EXE_ringside")));
     fs::copy(built, &ringside)?;
     let disk = folder.join("guest.img");
-    fs::write(&disk, vec![0x5a; (options.size << 20) as usize])?;
+    make_disk(&disk, options)?;
     let inputs = Inputs { ringside, files, initrd: packages.initrd, disk, folder: folder.to_owned() };
     let script = script(options);
     let (mut ours, mut theirs) = (Results::new(), Results::new());
@@ -66,6 +67,16 @@ pub fn measure(options: &Options, folder: &Path) -> anyhow::Result<()> {
     exits(options, &inputs)
 }
 
+/// A disk without holes.
+fn make_disk(path: &Path, options: &Options) -> anyhow::Result<()> {
+    let format = Format::from_name(&options.format).context("a format")?;
+    disk::create(&Creation::new(path, format, options.size << 20))?;
+    let disk = disk::open(&disk::Options { format: Some(format), ..disk::Options::new(path) })?;
+    let part = vec![0x5a; 1 << 20];
+    (0..options.size).try_for_each(|mib| disk.write(mib << 20, &part))?;
+    Ok(disk.flush()?)
+}
+
 fn best(all: &mut Results, more: &Results) {
     for (name, rate) in more {
         let slot = all.entry(name.clone()).or_default();
@@ -75,8 +86,8 @@ fn best(all: &mut Results, more: &Results) {
 
 fn print(options: &Options, ours: &Results, theirs: &Results) {
     println!(
-        "in the guest, a raw disk of {} MiB, cache={}, MiB/s (the best of {})",
-        options.size, options.cache, options.runs
+        "in the guest, a {} disk of {} MiB, cache={}, MiB/s (the best of {})",
+        options.format, options.size, options.cache, options.runs
     );
     println!("{:<22} {:>12} {:>12} {:>8}", "case, queue depth", "Ringside", "QEMU TCG", "ratio");
     let names = CASES.iter().map(|case| case.0).chain(DD.iter().map(|case| case.0));
@@ -131,7 +142,7 @@ impl Inputs {
     fn ringside(&self, options: &Options, script: &str, more: &[&str]) -> Command {
         let mut command = Command::new(&self.ringside);
         command.args(["run", "--engine", "soft", "--memory", "1G", "--package", "fio"]);
-        let disk = format!("path={},format=raw,cache={}", self.disk.display(), options.cache);
+        let disk = format!("path={},format={},cache={}", self.disk.display(), options.format, options.cache);
         command.args(["--disk", &disk]).args(more).args(["--exec", script]);
         command
     }
@@ -158,7 +169,8 @@ impl Inputs {
         ]);
         command.args(["-append", &self.files.cmdline]).arg("-kernel").arg(&self.files.bzimage);
         command.arg("-initrd").arg(initrd);
-        let drive = format!("file={},format=raw,if=none,id=disk,cache={cache}", self.disk.display());
+        let drive =
+            format!("file={},format={},if=none,id=disk,cache={cache}", self.disk.display(), options.format);
         command.args(["-drive", &drive, "-device", "virtio-blk-pci,drive=disk"]);
         Ok(command)
     }

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench disk                      all of it
 //! cargo bench --bench disk -- --without guest   the device alone
+//! cargo bench --bench disk -- --without device --format qcow2
 //! ```
 
 mod device;
@@ -31,6 +32,12 @@ pub struct Options {
     /// Whether the host's page cache is used: writeback or direct
     #[arg(long, default_value = "writeback")]
     pub cache: String,
+    /// Where the images are made, on whose file system it depends what they cost
+    #[arg(long, value_name = "FOLDER", default_value = env!("CARGO_TARGET_TMPDIR"))]
+    pub folder: PathBuf,
+    /// The guest's disk: raw or qcow2
+    #[arg(long, default_value = "raw", value_parser = ["raw", "qcow2"])]
+    pub format: String,
     /// Measure this command instead of the one that was built with the benchmark
     #[arg(long, value_name = "FILE")]
     pub ringside: Option<PathBuf>,
@@ -47,7 +54,7 @@ impl Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let folder = tempfile::Builder::new().prefix("ringside-disk.").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+    let folder = tempfile::Builder::new().prefix("ringside-disk.").tempdir_in(&options.folder)?;
     if options.wants("device") {
         device::measure(folder.path())?;
     }

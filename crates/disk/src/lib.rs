@@ -47,8 +47,24 @@ pub trait Close {
     fn close(&self) -> io::Result<()>;
 }
 
+/// Data that need no copy and no waiting: they are in one piece of a file, and in the host's page cache.
+pub trait InPlace {
+    /// Whether there may be such data: the page cache is used.
+    fn is_cached(&self) -> bool;
+
+    /// Calls `action` with the file that has these bytes (an offset and their number), and with their offset there, which
+    /// stays as long as it runs. A file that bytes are to be written to has room for them. `None` where they are in several
+    /// pieces or nowhere, where writing them changes more than themselves, and where somebody has to be waited for.
+    fn in_place(
+        &self,
+        bytes: (u64, u64),
+        write: bool,
+        action: &mut dyn FnMut(&File, u64) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>>;
+}
+
 /// Where a disk's bytes are. Ranges that are asked for lie within the disk.
-pub trait Disk: Close + Send + Sync {
+pub trait Disk: Close + InPlace + Send + Sync {
     /// Bytes; a multiple of [`SECTOR`].
     fn size(&self) -> u64;
     /// Whether it can only be read.

@@ -105,10 +105,19 @@ pub fn open(options: &Options) -> Result<Box<dyn Disk>, Error> {
     if len % SECTOR != 0 {
         return Err(Reason::Odd(len).at(&path));
     }
+    let host = |error| Reason::Host(error).at(&path);
+    // Past the page cache nothing is there at once.
+    let cached =
+        if direct { Ok(Vec::new()) } else { layers.iter().map(|layer| layer.file.try_clone()).collect() };
+    let mut cached: Vec<File> = cached.map_err(host)?;
     if options.snapshot {
         let base = stack(layers, false, direct)?;
-        let overlay = temporary::overlay(base, len).map_err(|error| Reason::Host(error).at(&path))?;
-        return Ok(Box::new(Qcow2Disk::new(overlay, false, temporary::CLUSTER_SIZE as u64)));
+        let (overlay, file) = temporary::overlay(base, len).map_err(host)?;
+        if !direct {
+            cached.insert(0, file);
+        }
+        let disk = Qcow2Disk::new(overlay, false, temporary::CLUSTER_SIZE as u64);
+        return Ok(Box::new(disk.cached(cached)));
     }
     if top.header.is_none() {
         let [top] = <[FileLayer; 1]>::try_from(layers).map_err(|_| Reason::Depth(0).at(&path))?;
@@ -116,9 +125,9 @@ pub fn open(options: &Options) -> Result<Box<dyn Disk>, Error> {
     }
     let markable = top.header.as_ref().is_some_and(|header| write && header.version >= 3);
     let mark = if markable { Some(open_again(&top.file)) } else { None };
-    let disk = Qcow2Disk::new(stack(layers, write, direct)?, !write, cluster_size);
+    let disk = Qcow2Disk::new(stack(layers, write, direct)?, !write, cluster_size).cached(cached);
     Ok(match mark {
-        Some(file) => Box::new(disk.marked(file.map_err(|error| Reason::Host(error).at(&path))?)),
+        Some(file) => Box::new(disk.marked(file.map_err(host)?)),
         None => Box::new(disk),
     })
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use crate::{Close, Direct, Disk, Extent, Geometry};
+use crate::{Close, Direct, Disk, Extent, Geometry, InPlace};
 
 /// How a qcow2 image begins.
 pub(crate) const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -50,6 +50,11 @@ impl RawDisk {
         }
     }
 
+    /// Writes that begin below this offset have to be looked at.
+    fn guarded(&self) -> u64 {
+        u64::from(self.probed)
+    }
+
     fn refuse_disguise(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if self.probed && offset == 0 && data.starts_with(&QCOW2_MAGIC) {
             return Err(io::Error::other(
@@ -70,6 +75,22 @@ impl Close for RawDisk {
     }
 }
 
+impl InPlace for RawDisk {
+    fn is_cached(&self) -> bool {
+        self.uncached.is_none()
+    }
+
+    fn in_place(
+        &self,
+        (offset, _): (u64, u64),
+        write: bool,
+        action: &mut dyn FnMut(&File, u64) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let guarded = write && offset < self.guarded();
+        (self.is_cached() && !guarded).then(|| action(&self.file, offset))
+    }
+}
+
 impl Disk for RawDisk {
     fn size(&self) -> u64 {
         self.len
@@ -84,7 +105,7 @@ impl Disk for RawDisk {
             Some(file) => (file, DIRECT_ALIGNMENT),
             None => (&self.file, 1),
         };
-        Some(Direct { file, guarded: u64::from(self.probed), alignment })
+        Some(Direct { file, guarded: self.guarded(), alignment })
     }
 
     fn geometry(&self) -> Geometry {

@@ -10,9 +10,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use imago::file::File;
-use imago::{FormatAccess, Mapping};
+use imago::{FormatAccess, Mapping, ShallowMapping, Storage};
 
-use crate::{Close, Direct, Disk, Extent, Geometry};
+use crate::{Close, Direct, Disk, Extent, Geometry, InPlace};
 
 /// A disk in a qcow2 image, with all of its backing files.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Qcow2Disk {
     cluster_size: u32,
     /// Of an image that can be marked.
     mark: Option<Mark>,
+    /// The files of the image and of what is below it, where the page cache is used.
+    files: Vec<fs::File>,
 }
 
 /// The mark of an image that was not closed properly.
@@ -49,6 +51,11 @@ impl Mark {
         Ok(())
     }
 
+    /// Whether it is set, as far as can be said without waiting.
+    fn is_set(&self) -> bool {
+        self.is_set.try_lock().is_ok_and(|is_set| *is_set)
+    }
+
     /// Takes the mark away.
     fn clear(&self) -> io::Result<()> {
         let mut is_set = self.is_set.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +73,14 @@ impl Mark {
 impl Qcow2Disk {
     pub(crate) fn new(image: FormatAccess<File>, read_only: bool, cluster_size: u64) -> Self {
         let len = image.size();
-        Self { image: RwLock::new(image), len, read_only, cluster_size: cluster_size as u32, mark: None }
+        let (image, cluster_size) = (RwLock::new(image), cluster_size as u32);
+        Self { image, len, read_only, cluster_size, mark: None, files: Vec::new() }
+    }
+
+    /// With the files of the image and of its backing files, in their order: what is in the page cache can be moved at once.
+    pub(crate) fn cached(mut self, files: Vec<fs::File>) -> Self {
+        self.files = files;
+        self
     }
 
     /// Marks the image, whose file this is, from the first change until it is closed.
@@ -111,10 +125,57 @@ impl Close for Qcow2Disk {
     }
 }
 
+/// Which file of an image has bytes of the disk in one piece, and where. To be written they have to be the image's own.
+fn place(
+    image: &FormatAccess<File>,
+    (mut offset, len): (u64, u64),
+    write: bool,
+) -> io::Result<Option<(usize, u64)>> {
+    let (mut layer, mut depth) = (image, 0);
+    loop {
+        let (mapping, mapped) = layer.get_shallow_mapping(offset, len)?;
+        if mapped < len {
+            return Ok(None);
+        }
+        match mapping {
+            ShallowMapping::Raw { storage, offset, writable, .. } => {
+                // The library must know how long the file is.
+                let fits = || Ok::<_, io::Error>(offset.saturating_add(len) <= storage.size()?);
+                let usable = !write || (depth == 0 && writable && fits()?);
+                return Ok(usable.then_some((depth, offset)));
+            }
+            ShallowMapping::Indirect { layer: below, offset: at, .. } => (layer, offset) = (below, at),
+            _ => return Ok(None),
+        }
+        depth += 1;
+    }
+}
+
 /// A panic in the library for an image whose tables contradict each other is an error like all others.
 pub(crate) fn caught<T>(action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     catch_unwind(AssertUnwindSafe(action))
         .unwrap_or_else(|_| Err(io::Error::other("the image's tables contradict each other")))
+}
+
+impl InPlace for Qcow2Disk {
+    fn is_cached(&self) -> bool {
+        !self.files.is_empty()
+    }
+
+    fn in_place(
+        &self,
+        bytes: (u64, u64),
+        write: bool,
+        action: &mut dyn FnMut(&fs::File, u64) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        if self.files.is_empty() || write && !self.mark.as_ref().is_none_or(Mark::is_set) {
+            return None;
+        }
+        // Whoever moves or frees clusters waits until this is done.
+        let image = self.image.try_read().ok()?;
+        let (depth, offset) = caught(|| place(&image, bytes, write)).ok()??;
+        Some(action(self.files.get(depth)?, offset))
+    }
 }
 
 impl Disk for Qcow2Disk {

@@ -1,4 +1,5 @@
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::panic;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -243,6 +244,9 @@ fn damaged_images_end_in_errors() {
                 let _ = disk.read(offset, &mut buffer);
                 let _ = disk.write(offset, &buffer[..4096]);
                 let _ = disk.extent(offset);
+                let _ =
+                    disk.in_place((offset, 4096), true, &mut |file, at| file.write_at(&buffer[..4096], at));
+                let _ = disk.in_place((offset, 4096), false, &mut |file, at| file.read_at(&mut buffer, at));
             }
             let _ = disk.write_zeroes(0, size.min(100 << 10), true);
             let _ = disk.discard(size / 2, size / 4);

@@ -1,8 +1,21 @@
+use std::os::unix::fs::FileExt;
+
 use super::*;
 use crate::qcow2::{check, repair};
 use crate::{Cache, Conversion, convert, info, resize};
 
 const SIZE: u64 = 3 << 20;
+
+/// Reads or writes in place; whether that was possible.
+fn in_place(disk: &dyn Disk, offset: u64, data: &mut [u8], write: bool) -> bool {
+    let bytes = (offset, data.len() as u64);
+    let moved = disk.in_place(bytes, write, &mut |file, at| match write {
+        true => file.write_at(data, at),
+        // What is behind the file's end is the disk's business.
+        false => file.read_exact_at(data, at).map(|()| data.len()),
+    });
+    moved.is_some_and(|moved| moved.is_ok_and(|moved| moved as u64 == bytes.1))
+}
 
 /// Does random things to a disk and to a model of it.
 fn exercise(disk: &dyn Disk, model: &mut [u8], random: &mut Random, steps: usize) {
@@ -11,7 +24,7 @@ fn exercise(disk: &dyn Disk, model: &mut [u8], random: &mut Random, steps: usize
         let most = (model.len() as u64 - offset).min(200 << 10) / 512;
         let len = (random.below(most) + 1) * 512;
         let range = offset as usize..(offset + len) as usize;
-        match random.below(6) {
+        match random.below(9) {
             0 | 1 => {
                 let fill = random.below(256) as u8;
                 model[range.clone()].fill(fill);
@@ -28,6 +41,17 @@ fn exercise(disk: &dyn Disk, model: &mut [u8], random: &mut Random, steps: usize
                 disk.read(offset, &mut model[range]).unwrap();
             }
             4 => disk.flush().unwrap(),
+            5 | 6 => {
+                let fill = random.below(256) as u8;
+                let mut data = vec![fill; len as usize];
+                if in_place(disk, offset, &mut data, true) {
+                    model[range].fill(fill);
+                }
+            }
+            7 => {
+                let mut data = vec![0; len as usize];
+                assert!(!in_place(disk, offset, &mut data, false) || data == model[range], "at {offset:#x}");
+            }
             _ => assert!(bytes(disk, offset, len as usize) == model[range], "at {offset:#x}"),
         }
     }
@@ -67,6 +91,66 @@ fn a_snapshot_forgets_what_is_written() {
         drop((one, two));
         assert_eq!(whole(&path).unwrap()[4096..12288], [7; 8192]);
     }
+}
+
+#[test]
+fn bytes_that_a_file_has_in_one_piece_are_reached_in_place() {
+    let folder = Folder::new();
+    let (base, top) = (folder.create("base.qcow2", SIZE), folder.path("top.qcow2"));
+    open(&Options::new(&base)).unwrap().write(0, &[5; 128 << 10]).unwrap();
+    let backing = Some(("base.qcow2".into(), None));
+    create(&Creation { size: None, backing, ..Creation::new(&top, Format::Qcow2, 0) }).unwrap();
+    let disk = open(&Options::new(&top)).unwrap();
+    let reads = |disk: &dyn Disk, offset: u64| {
+        let mut data = [0; 4096];
+        in_place(disk, offset, &mut data, false).then_some(data[0])
+    };
+    let writes = |disk: &dyn Disk, offset: u64| in_place(disk, offset, &mut [6; 4096], true);
+    assert_eq!((reads(&*disk, 0), writes(&*disk, 0)), (Some(5), false), "it is the backing file's");
+    assert_eq!((reads(&*disk, 1 << 20), writes(&*disk, 1 << 20)), (None, false), "it is nowhere");
+    disk.write(0, &[7; 4096]).unwrap();
+    assert_eq!((reads(&*disk, 0), writes(&*disk, 4096)), (Some(7), true));
+    assert_eq!(bytes(&*disk, 0, 12288), [[7; 4096], [6; 4096], [5; 4096]].concat());
+    let mut more = vec![0; 128 << 10];
+    assert!(!in_place(&*disk, 0, &mut more, false), "it is in two files");
+    disk.discard(0, 64 << 10).unwrap();
+    assert!(!writes(&*disk, 0), "it is given back");
+    drop(disk);
+    assert!(check(&top).unwrap().is_clean() && check(&base).unwrap().is_clean());
+    let direct = Options { cache: Cache::Direct, ..Options::new(&base) };
+    if let Ok(disk) = open(&direct) {
+        assert!(!disk.is_cached() && reads(&*disk, 0).is_none());
+    }
+    let disk = open(&Options::reading(&base)).unwrap();
+    assert_eq!((reads(&*disk, 0), writes(&*disk, 0)), (Some(5), false));
+    drop(disk);
+    let snapshot = Options { snapshot: true, ..Options::new(&base) };
+    let disk = open(&snapshot).unwrap();
+    assert_eq!((reads(&*disk, 0), writes(&*disk, 0)), (Some(5), false));
+    disk.write(0, &[7; 4096]).unwrap();
+    assert_eq!((reads(&*disk, 0), writes(&*disk, 0), reads(&*disk, 0)), (Some(7), true, Some(6)));
+    assert_eq!(whole(&base).unwrap()[..4096], [5; 4096]);
+}
+
+#[test]
+fn nothing_is_written_in_place_before_the_image_is_marked_or_behind_the_end_of_its_file() {
+    let folder = Folder::new();
+    let path = folder.create("a.qcow2", SIZE);
+    let mut data = [6; 4096];
+    open(&Options::new(&path)).unwrap().write(0, &[5; 64 << 10]).unwrap();
+    // As other programs leave it: zeros at the end are not there.
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 8192).unwrap();
+    let disk = open(&Options::new(&path)).unwrap();
+    assert!(!in_place(&*disk, 0, &mut data, true), "it was not changed yet");
+    disk.write(0, &[5; 512]).unwrap();
+    assert!(in_place(&*disk, 0, &mut data, true) && !in_place(&*disk, 60 << 10, &mut data, true));
+    disk.write(60 << 10, &[5; 4096]).unwrap();
+    assert!(in_place(&*disk, 60 << 10, &mut data, true));
+    disk.close().unwrap();
+    assert!(!in_place(&*disk, 0, &mut data, true), "it is closed");
+    disk.write(512, &[5; 512]).unwrap();
+    assert!(in_place(&*disk, 0, &mut data, true));
 }
 
 #[test]

@@ -10,8 +10,8 @@
 //! A driver that has one request on its way at a time is answered on the thread that rings, without waking the worker, if
 //! the request needs no waiting ([`work`]).
 //!
-//! What can be moved between the disk's file and guest memory directly is, without a copy ([`disk::Disk::direct`]); all
-//! else goes through a buffer. A flush is done when the host says so. Where the host has no space left, a write waits and
+//! What can be moved between the disk's file and guest memory directly is, without a copy ([`disk::Disk::direct`],
+//! [`disk::InPlace`]); all else goes through a buffer. A flush is done when the host says so. Where the host has no space left, a write waits and
 //! is tried again: the guest sees no error, and goes on when there is space.
 
 mod bell;

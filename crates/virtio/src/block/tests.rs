@@ -23,6 +23,20 @@ impl Close for Fake {
     }
 }
 
+impl disk::InPlace for Fake {
+    fn is_cached(&self) -> bool {
+        false
+    }
+    fn in_place(
+        &self,
+        _bytes: (u64, u64),
+        _write: bool,
+        _action: &mut dyn FnMut(&std::fs::File, u64) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        None
+    }
+}
+
 impl Disk for Fake {
     fn size(&self) -> u64 {
         4 * SECTOR
@@ -151,10 +165,10 @@ fn the_configuration_tells_the_capacity() {
     assert_eq!(bench.rig.config(u64::MAX, 8), [0; 8]);
 }
 
-/// A file as a disk, 1 MiB, with bytes of a pattern.
+/// An image as a disk, 1 MiB, with bytes of a pattern.
 struct Image {
     _folder: tempfile::TempDir,
-    path: std::path::PathBuf,
+    options: disk::Options,
 }
 
 const IMAGE: usize = 1 << 20;
@@ -165,15 +179,27 @@ fn pattern() -> Vec<u8> {
 
 impl Image {
     fn new() -> Self {
+        Self::of(disk::Format::Raw)
+    }
+
+    fn of(format: disk::Format) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.img");
-        std::fs::write(&path, pattern()).unwrap();
-        Self { _folder: folder, path }
+        disk::create(&disk::Creation::new(&path, format, IMAGE as u64)).unwrap();
+        let options = disk::Options { format: Some(format), ..disk::Options::new(path) };
+        let image = Self { _folder: folder, options };
+        image.disk().write(0, &pattern()).unwrap();
+        image
     }
 
     fn disk(&self) -> Box<dyn Disk> {
-        let options = disk::Options { format: Some(disk::Format::Raw), ..disk::Options::new(&self.path) };
-        disk::open(&options).unwrap()
+        disk::open(&self.options).unwrap()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; IMAGE];
+        self.disk().read(0, &mut bytes).unwrap();
+        bytes
     }
 
     fn rig(&self, queues: u32, negotiated: u64) -> Rig {
@@ -207,10 +233,21 @@ fn data(rig: &Rig, index: u64, len: usize) -> Vec<u8> {
 
 #[test]
 fn many_requests_at_a_time_go_to_their_places() {
-    let image = Image::new();
-    for format in [INDIRECT_DESC, INDIRECT_DESC | RING_PACKED, INDIRECT_DESC | crate::features::EVENT_IDX] {
-        std::fs::write(&image.path, pattern()).unwrap();
-        let mut rig = image.rig(1, format);
+    let plain = INDIRECT_DESC;
+    let destination = |index: u64| 1000 + 4 * index + 8 * (index / 3);
+    for (negotiated, format, threads) in [
+        (plain, disk::Format::Raw, true),
+        (plain | RING_PACKED, disk::Format::Raw, true),
+        (plain | crate::features::EVENT_IDX, disk::Format::Raw, true),
+        (plain, disk::Format::Qcow2, true),
+        // Without threads there is no io_uring either.
+        (plain, disk::Format::Raw, false),
+        (plain, disk::Format::Qcow2, false),
+    ] {
+        let image = Image::of(format);
+        let block = block(image.disk(), 1);
+        let block = if threads { block } else { block.without_threads() };
+        let mut rig = Rig::new(Box::new(block), 256, negotiated);
         // Neighbours, gaps and steps back, read; then written elsewhere.
         let sectors: Vec<u64> =
             (0..60).map(|index| if index % 7 == 0 { 900 - index } else { 4 * index }).collect();
@@ -224,17 +261,39 @@ fn many_requests_at_a_time_go_to_their_places() {
         for (index, &sector) in (0..).zip(&sectors) {
             let expected = &pattern()[sector as usize * 512..][..2048];
             assert!(data(&rig, index, 2048) == expected, "sector {sector}");
-            queue_up(&mut rig, (0, index), kind::OUT, 1000 + 4 * index, 2048);
+            queue_up(&mut rig, (0, index), kind::OUT, destination(index), 2048);
         }
         rig.notify(0);
         for _ in &sectors {
             assert_eq!(rig.wait_used(0).1, 1);
         }
-        rig.reset();
-        let after = std::fs::read(&image.path).unwrap();
-        for (index, &sector) in sectors.iter().enumerate() {
-            let (from, to) = (sector as usize * 512, (1000 + 4 * index) * 512);
+        drop(rig);
+        let after = image.bytes();
+        for (index, &sector) in (0..).zip(&sectors) {
+            let (from, to) = (sector as usize * 512, destination(index) as usize * 512);
             assert!(after[to..to + 2048] == pattern()[from..from + 2048]);
+        }
+    }
+}
+
+#[test]
+fn a_driver_with_one_request_at_a_time_has_its_answer_when_it_has_rung() {
+    for format in [disk::Format::Raw, disk::Format::Qcow2] {
+        let image = Image::of(format);
+        let mut rig = image.rig(1, INDIRECT_DESC | super::feature::FLUSH);
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        // More in a row than a worker could do by chance before it is looked.
+        let (mut in_a_row, mut sector) = (0, 0);
+        while in_a_row < 32 {
+            assert!(std::time::Instant::now() < until, "{format:?}: it is always the worker who answers");
+            sector = (sector + 8) % 1024;
+            queue_up(&mut rig, (0, 0), kind::OUT, sector, 4096);
+            rig.notify(0);
+            in_a_row = if rig.drivers[0].used().is_some() { in_a_row + 1 } else { 0 };
+            if in_a_row == 0 {
+                rig.wait_used(0);
+            }
+            assert_eq!(status_of(&rig, 0), status::OK);
         }
     }
 }
@@ -268,6 +327,20 @@ struct Faulty {
 impl Close for Faulty {
     fn close(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl disk::InPlace for Faulty {
+    fn is_cached(&self) -> bool {
+        false
+    }
+    fn in_place(
+        &self,
+        _bytes: (u64, u64),
+        _write: bool,
+        _action: &mut dyn FnMut(&std::fs::File, u64) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        None
     }
 }
 

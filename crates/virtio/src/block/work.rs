@@ -6,8 +6,9 @@
 //!                           └── else: io_uring, or one by one, or through the disk's methods ──────────┘
 //! ```
 
-use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
+mod transfer;
+
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,22 +17,16 @@ use guest_memory::HostSlices;
 
 use super::bell::Bell;
 use super::pace::Pace;
-use super::request::{Action, HEADER, Request};
+use super::request::{Action, Request};
 use super::ring::{Operation, Ring};
 use super::{Shared, status};
 use crate::QueueHandle;
 use crate::memory::DmaMemory;
 use crate::queue::{Chain, Queue};
+use transfer::Group;
 
-/// Bytes that are moved at a time through a buffer.
-const CHUNK: usize = 256 << 10;
 /// Requests that are taken at a time.
 const BATCH: usize = 128;
-/// Neighbours become one transfer up to so many bytes and parts.
-const GROUP_BYTES: u64 = 1 << 20;
-const GROUP_PARTS: usize = 512;
-/// Writes of whole blocks of so many bytes need not read first what they do not write.
-const WHOLE: u64 = 4096;
 /// How often a write is tried again while the host has no space.
 const RETRY: Duration = Duration::from_millis(500);
 /// The most that is done on the thread that rings: requests, and bytes of all of them.
@@ -52,25 +47,6 @@ pub(super) enum Turn {
     Idle,
     /// There is no queue to be worked on.
     Gone,
-}
-
-/// Neighbouring requests that are one transfer.
-struct Group {
-    write: bool,
-    offset: u64,
-    slices: HostSlices,
-    requests: Vec<Request>,
-}
-
-impl Group {
-    /// Whether a transfer is the continuation of this.
-    fn is_followed_by(&self, (write, offset): (bool, u64), slices: &HostSlices) -> bool {
-        let parts = self.slices.slices().len() + slices.slices().len();
-        self.write == write
-            && self.offset + self.slices.len() == offset
-            && parts <= GROUP_PARTS
-            && self.slices.len() + slices.len() <= GROUP_BYTES
-    }
 }
 
 /// What is on its way.
@@ -207,10 +183,12 @@ impl Work {
         false
     }
 
-    /// Whether there are transfers that need no waiting.
+    /// Whether there are transfers that need no waiting. Past the page cache each waits for the host's disk, meanwhile a vCPU
+    /// may run something else.
     fn is_quick(&self) -> bool {
-        let cached = self.shared.disk.direct().is_some_and(|direct| direct.alignment == 1);
-        cached && self.shared.limiter.is_none() && !self.shared.write_through.load(Ordering::SeqCst)
+        self.shared.disk.is_cached()
+            && self.shared.limiter.is_none()
+            && !self.shared.write_through.load(Ordering::SeqCst)
     }
 
     /// Whether nothing is left of earlier requests.
@@ -329,101 +307,6 @@ impl Work {
         !self.bell.is_stopped()
     }
 
-    /// Puts a request into the group, after starting that one where the request does not follow it. Gives back what is no
-    /// transfer between file and memory.
-    fn gather(&mut self, request: Request) -> Option<Request> {
-        let Some((write, offset)) = self.place(&request) else { return Some(request) };
-        if !self.group.requests.is_empty() && !self.group.is_followed_by((write, offset), &self.slices) {
-            self.start();
-        }
-        if self.group.requests.is_empty() {
-            (self.group.write, self.group.offset) = (write, offset);
-            std::mem::swap(&mut self.group.slices, &mut self.slices);
-        } else {
-            self.group.slices.append(&self.slices);
-        }
-        self.group.requests.push(request);
-        None
-    }
-
-    /// Where a request's bytes can be moved directly: whether they are written, and where; their memory is in `slices` then.
-    fn place(&mut self, request: &Request) -> Option<(bool, u64)> {
-        let direct = self.shared.disk.direct()?;
-        let (write, offset) = match request.action {
-            Action::Read { offset } => (false, offset),
-            Action::Write { offset } => (true, offset),
-            _ => return None,
-        };
-        if write && offset < direct.guarded {
-            return None;
-        }
-        self.slices.clear();
-        match write {
-            true => request.chain.add_readable(&self.memory, (HEADER as u64, request.len), &mut self.slices),
-            false => request.chain.add_writable(&self.memory, (0, request.len), &mut self.slices),
-        }
-        .ok()?;
-        if direct.alignment > 1 {
-            let mask = direct.alignment as u64 - 1;
-            let aligned =
-                |slice: &guest_memory::HostSlice| (slice.address() | slice.len() as u64) & mask == 0;
-            if offset & mask != 0 || !self.slices.slices().iter().all(aligned) {
-                return None;
-            }
-        }
-        Some((write, offset))
-    }
-
-    /// Carries out the group if it needs no waiting: what is read is in the host's page cache, or what is written goes there.
-    fn quickly(&mut self) -> bool {
-        let Group { write, offset, ref slices, .. } = self.group;
-        let direct = self.shared.disk.direct();
-        let Some(direct) = direct.filter(|direct| direct.alignment == 1) else { return false };
-        let moved = match write {
-            true if (offset | slices.len()).is_multiple_of(WHOLE) => {
-                slices.write_to(direct.file.as_fd(), Some(offset))
-            }
-            false if self.reads_now => slices.read_now(direct.file.as_fd(), offset),
-            _ => return false,
-        };
-        match moved {
-            Ok(moved) if moved as u64 == slices.len() => {}
-            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput) => {
-                self.reads_now &= write;
-                return false;
-            }
-            // The rest is not in the page cache, or whoever does it again finds out what is wrong.
-            _ => return false,
-        }
-        if write && self.settle().is_err() {
-            return false;
-        }
-        let mut requests = std::mem::take(&mut self.group.requests);
-        requests.drain(..).for_each(|request| self.finish(request, status::OK));
-        self.group.requests = requests;
-        true
-    }
-
-    /// Carries the group out where that needs no waiting, or starts it, or does it one by one where there is no ring.
-    fn start(&mut self) {
-        if self.group.requests.is_empty() || self.quickly() {
-            self.group.slices.clear();
-            return;
-        }
-        let requests = std::mem::take(&mut self.group.requests);
-        let Some(ring) = &mut self.ring else {
-            self.group.slices.clear();
-            requests.into_iter().for_each(|request| self.one_by_one(request));
-            return;
-        };
-        let Group { write, offset, .. } = self.group;
-        let slices = std::mem::replace(&mut self.group.slices, self.memory.slices());
-        let operation = if write { Operation::Write(offset) } else { Operation::Read(offset) };
-        if let Err(error) = ring.push(operation, slices, Flight::Group { write, requests }) {
-            self.shared.tell(format_args!("a transfer of the disk cannot be started: {error}"));
-        }
-    }
-
     fn submit(&mut self) {
         if let Some(ring) = &mut self.ring
             && let Err(error) = ring.submit()
@@ -465,60 +348,6 @@ impl Work {
             Action::Refuse(status) => *status,
         };
         self.finish(request, status);
-    }
-
-    /// A transfer by itself, on this thread, and tried again while the host has no space.
-    fn one_by_one(&mut self, request: Request) {
-        let status = match request.action {
-            Action::Read { offset } => self.retrying("read", |work| work.transfer(&request, offset)),
-            Action::Write { offset } => {
-                self.retrying("write", |work| work.transfer(&request, offset).and_then(|()| work.settle()))
-            }
-            _ => status::UNSUPPORTED,
-        };
-        self.finish(request, status);
-    }
-
-    /// Moves a request's bytes, directly or through the buffer.
-    fn transfer(&mut self, request: &Request, offset: u64) -> io::Result<()> {
-        if let Some((write, offset)) = self.place(request)
-            && let Some(direct) = self.shared.disk.direct()
-        {
-            let slices = std::mem::replace(&mut self.slices, self.memory.slices());
-            return match write {
-                true => slices.write_all_at(direct.file.as_fd(), offset),
-                false => slices.read_exact_at(direct.file.as_fd(), offset),
-            };
-        }
-        let write = matches!(request.action, Action::Write { .. });
-        self.in_parts(request.len, |work, at, part| {
-            if write {
-                request.chain.read(&work.memory, HEADER as u64 + at, part).map_err(io::Error::other)?;
-                return work.shared.disk.write(offset + at, part);
-            }
-            work.shared.disk.read(offset + at, part)?;
-            request.chain.write(&work.memory, at, part).map_err(io::Error::other)?;
-            Ok(())
-        })
-    }
-
-    /// Goes through so many bytes by means of the buffer.
-    fn in_parts(
-        &mut self,
-        len: u64,
-        mut action: impl FnMut(&mut Self, u64, &mut [u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(CHUNK, 0);
-        let mut at = 0;
-        let mut result = Ok(());
-        while at < len && result.is_ok() {
-            let part = (len - at).min(CHUNK as u64);
-            result = action(self, at, &mut buffer[..part as usize]);
-            at += part;
-        }
-        self.buffer = buffer;
-        result
     }
 
     /// What was written is durable, where the driver wants that of each write.
