@@ -12,7 +12,7 @@ use crate::mode::Mode;
 /// Instructions kept, at most; then all are forgotten.
 const MOST_INSNS: usize = 1024 * 1024;
 /// Entries of the table from RIP to block.
-const RECENT: usize = 1 << 14;
+const RECENT: usize = 1 << 16;
 /// No block.
 pub const NO_BLOCK: u32 = u32::MAX;
 

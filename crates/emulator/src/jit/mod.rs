@@ -397,6 +397,11 @@ impl Jit {
         self.targets.remember(rip, regime, code);
     }
 
+    /// The same where that takes no other RIP's place.
+    pub fn suggest(&mut self, rip: u64, regime: Regime, code: u64) {
+        self.targets.suggest(rip, regime, code);
+    }
+
     /// For [`Context::x87_area`].
     pub fn x87_area(&mut self) -> u64 {
         (&raw mut *self.x87_area) as u64

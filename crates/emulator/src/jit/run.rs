@@ -133,7 +133,7 @@ impl Interpreter {
         for (number, first) in blocks {
             let block = self.blocks.get(number);
             if block.first == first && block.code != 0 {
-                jit.remember(block.rip, regime, block.code);
+                jit.suggest(block.rip, regime, block.code);
             }
         }
     }

@@ -152,6 +152,14 @@ impl Targets {
         *entry = Target { rip, code };
     }
 
+    /// The same where that takes no other RIP's place.
+    pub fn suggest(&mut self, rip: u64, regime: Regime, code: u64) {
+        let at = self.size.index(rip);
+        if self.tables.get(self.current).is_some_and(|table| table.entries[at].code == 0) {
+            self.remember(rip, regime, code);
+        }
+    }
+
     /// How large the tables are.
     pub fn size(&self) -> Size {
         self.size
