@@ -179,14 +179,14 @@ pub struct Layout {
 }
 
 /// The largest operand that is looked for with the stack, in bytes: a power of two.
-const STACK_OPERAND: i32 = 128;
+pub const STACK_OPERAND: i32 = 128;
 /// Operands of each power of two, for loads and for stores.
 const STACK_ROUTINES: usize = 2 * (STACK_OPERAND.trailing_zeros() as usize + 1);
 
-/// Which of [`Stubs::stack`] finds operands of a size in bytes; `None` where none does.
-pub fn stack_routine(access: Access, size: u32) -> Option<usize> {
-    let fits = size.is_power_of_two() && size <= STACK_OPERAND as u32;
-    fits.then(|| 2 * size.trailing_zeros() as usize + usize::from(access == Access::Write))
+/// Which of [`Stubs::stack`] finds operands of so many bytes, at most [`STACK_OPERAND`].
+pub const fn stack_routine(access: Access, size: u32) -> usize {
+    let power = size.next_power_of_two().trailing_zeros() as usize;
+    (2 * power + matches!(access, Access::Write) as usize) % STACK_ROUTINES
 }
 
 /// Generates the surrounding code, to be placed at offset `base`.

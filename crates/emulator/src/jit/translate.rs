@@ -79,8 +79,8 @@ struct Cold {
     executed: usize,
     /// Instructions to be added to the count first: the handler goes on elsewhere.
     counts: i32,
-    /// Instructions that follow, whose handlers are called too.
-    more: u32,
+    /// Where it is several pushes or pops by one probe, what they do and their registers: see [`Translator::one_by_one`].
+    group: Option<(Access, Vec<u8>)>,
 }
 
 struct Translator<'a> {
@@ -420,7 +420,7 @@ impl Translator<'_> {
         }
         let (next, executed) = (i.next_ip(), self.number + 1);
         let miss = from.into();
-        self.cold.push(Cold { miss, call, load_flags, resume, next, executed, counts, more: 0 });
+        self.cold.push(Cold { miss, call, load_flags, resume, next, executed, counts, group: None });
     }
 
     /// The same, where the instruction is a branch.
@@ -435,7 +435,7 @@ impl Translator<'_> {
             next: 0,
             executed: 0,
             counts: 0,
-            more: 0,
+            group: None,
         });
     }
 }

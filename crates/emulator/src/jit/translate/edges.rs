@@ -279,8 +279,21 @@ impl Translator<'_> {
         if cold.counts != 0 {
             self.add_count(cold.counts);
         }
-        for insn in cold.call.insn..=cold.call.insn + cold.more {
-            self.call_handler(Call { insn, ..cold.call });
+        match &cold.group {
+            Some((access, registers)) => {
+                let missing = self.one_by_one(*access, registers);
+                let done = self.a.jump();
+                if let Some(resume) = cold.resume {
+                    self.a.land(done, resume);
+                }
+                // From the one that finds nothing on, all have their handlers called.
+                for (insn, miss) in (cold.call.insn..).zip(missing) {
+                    let here = self.a.here();
+                    self.a.land(miss, here);
+                    self.call_handler(Call { insn, ..cold.call });
+                }
+            }
+            None => self.call_handler(cold.call),
         }
         let Some(resume) = cold.resume else { return };
         self.at = At { flags: Flags::Frame, recipe: None, pending: cold.call.pending, stale: false };

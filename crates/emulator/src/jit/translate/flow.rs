@@ -6,7 +6,7 @@ use super::operand::{Home, home};
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RBP, RSP, SCRATCH};
 use crate::jit::flat::near_branch;
-use crate::jit::frame::slot;
+use crate::jit::frame::{slot, stack_routine};
 use crate::jit::region::is_on_count;
 use crate::mmu::Access;
 
@@ -157,17 +157,11 @@ impl Translator<'_> {
         self.mov_word(ADDRESS, GUEST_RSP);
         let miss = self.probe_stack(Access::Read, self.word() as u32);
         self.beside_stack_pointer(GUEST_RSP, self.word());
-        match home(register.number() as u8) {
-            Home::Host(host) => self.load_word(host, ADDRESS, 0),
-            Home::Frame(at) => {
-                self.a.load(SCRATCH, ADDRESS, 0);
-                self.a.store(SCRATCH, RSP, at);
-            }
-        }
+        self.move_register(Access::Read, register.number() as u8, 0);
         self.resume_here(miss, call, i);
     }
 
-    /// Pushes or pops of registers, one after another, by one probe. Where it finds nothing, each has its handler called.
+    /// Pushes or pops of registers, one after another, by one probe. Where it finds nothing, see [`Translator::one_by_one`].
     pub(super) fn stack_group(&mut self, insns: &[Instruction]) {
         let (count, word) = (insns.len() as i32, self.word());
         let bytes = count * word;
@@ -179,27 +173,45 @@ impl Translator<'_> {
         let access = if pushes { Access::Write } else { Access::Read };
         let from = self.probe_stack(access, bytes as u32);
         for (n, i) in (0..).zip(insns) {
-            let (register, at) =
-                (i.op_register(0).number() as u8, word * if pushes { count - 1 - n } else { n });
-            if pushes {
-                let register = self.guest(register, SCRATCH);
-                self.store_word(register, ADDRESS, at);
-                continue;
-            }
-            match home(register) {
-                Home::Host(host) => self.load_word(host, ADDRESS, at),
-                Home::Frame(slot) => {
-                    self.a.load(SCRATCH, ADDRESS, at);
-                    self.a.store(SCRATCH, RSP, slot);
-                }
-            }
+            let at = word * if pushes { count - 1 - n } else { n };
+            self.move_register(access, i.op_register(0).number() as u8, at);
         }
         self.beside_stack_pointer(GUEST_RSP, if pushes { -bytes } else { bytes });
-        let (first, last) = (self.number, self.number + insns.len() - 1);
-        self.number = last;
+        self.number += insns.len() - 1;
         self.resume_here(from, call, &insns[insns.len() - 1]);
         if let Some(cold) = self.cold.last_mut() {
-            cold.more = (last - first) as u32;
+            cold.group = Some((access, insns.iter().map(|i| i.op_register(0).number() as u8).collect()));
+        }
+    }
+
+    /// The pushes or pops of a group one by one, where one probe for all found nothing: they may lie in two pages. Gives for each
+    /// the jump that is taken where it finds nothing either.
+    pub(super) fn one_by_one(&mut self, access: Access, registers: &[u8]) -> Vec<Jump> {
+        let word = self.word();
+        let step = if access == Access::Write { -word } else { word };
+        let mut missing = Vec::new();
+        for &register in registers {
+            self.beside_stack_pointer(ADDRESS, step.min(0));
+            self.call_out(self.stubs.stack[stack_routine(access, word as u32)]);
+            missing.push(self.a.jump_if(2));
+            self.move_register(access, register, 0);
+            self.beside_stack_pointer(GUEST_RSP, step);
+        }
+        missing
+    }
+
+    /// Stores a register at [`ADDRESS`] and `displacement`, or loads it from there.
+    fn move_register(&mut self, access: Access, register: u8, displacement: i32) {
+        if access == Access::Write {
+            let register = self.guest(register, SCRATCH);
+            return self.store_word(register, ADDRESS, displacement);
+        }
+        match home(register) {
+            Home::Host(host) => self.load_word(host, ADDRESS, displacement),
+            Home::Frame(slot) => {
+                self.a.load(SCRATCH, ADDRESS, displacement);
+                self.a.store(SCRATCH, RSP, slot);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Regi
 use super::{Miss, NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
 use crate::jit::flat;
-use crate::jit::frame::{slot, stack_routine};
+use crate::jit::frame::{STACK_OPERAND, slot, stack_routine};
 use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
 /// Where a guest register lives.
@@ -35,13 +35,15 @@ impl Translator<'_> {
 
     /// The same for an operand on the stack, which is looked for in the page that the one before it was found in.
     pub(super) fn probe_stack(&mut self, access: Access, size: u32) -> Miss {
-        let Some(routine) = stack_routine(access, size) else { return self.probe(access, size).into() };
+        if size > STACK_OPERAND as u32 {
+            return self.probe(access, size).into();
+        }
         self.a.mov(SCRATCH, ADDRESS);
         self.a.memory(true, &[0x2b], SCRATCH, RSP, slot::STACK_PAGE);
         self.a.memory(true, &[0x3b], SCRATCH, RSP, slot::STACK_LIMIT);
         let from = self.a.jump_if(3);
         self.a.memory(true, &[0x03], ADDRESS, RSP, slot::STACK_ADDEND);
-        Miss { from, stack: Some((self.stubs.stack[routine], self.a.here())) }
+        Miss { from, stack: Some((self.stubs.stack[stack_routine(access, size)], self.a.here())) }
     }
 
     /// The jump is taken where the address in [`ADDRESS`] is no multiple of `alignment`, a power of two.
