@@ -31,6 +31,18 @@ settle() {
     for file in /sys/bus/nd/devices/*/wait_probe; do read -r alias < "$file"; done 2> /dev/null
 }
 [ -z "$found" ] || { coldplug virtio; settle; coldplug nd; settle; }
+# The driver of the virtio console hears in the background what its ports are.
+read -r arguments < /proc/cmdline
+case " $arguments " in
+*" console=hvc0 "*)
+    tries=100
+    until read -r console < /sys/class/tty/console/active && case "$console" in *hvc0*) ;; *) false ;; esac; do
+        [ $((tries -= 1)) != 0 ] || break
+        sleep 0.02
+    done
+    ;;
+esac
+unset arguments tries console
 ip link set lo up
 
 # Mounts a folder of the host: its tag, its type, ro or rw, where to.

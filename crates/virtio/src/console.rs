@@ -282,10 +282,10 @@ impl State {
         }
     }
 
-    /// Linux's driver takes rows first, other than the specification's text.
+    /// Columns first, as the specification has it. Linux took rows first until 6.15, and its stable kernels of 2025.
     fn send_size(&mut self) {
         let (columns, rows) = self.size;
-        let size = [rows.to_le_bytes(), columns.to_le_bytes()].concat();
+        let size = [columns.to_le_bytes(), rows.to_le_bytes()].concat();
         let consoles = self.ports.iter().position(|port| port.kind == PortKind::Console);
         if let Some(index) = consoles {
             self.send(message(index, event::RESIZE, 0, &size));
@@ -351,14 +351,12 @@ impl State {
 pub struct Console {
     shared: Arc<Shared>,
     sizes: Vec<u16>,
-    multiport: bool,
 }
 
 impl Console {
-    /// A device with these ports, at most [`MAX_PORTS`]: a console first, where there is one. Alone it needs no control
-    /// queues. `size` is the terminal's columns and rows.
+    /// A device with these ports, at most [`MAX_PORTS`]: a console first, where there is one. `size` is the terminal's
+    /// columns and rows.
     pub fn new(kinds: Vec<PortKind>, size: (u16, u16)) -> (Self, ConsoleHandle) {
-        let multiport = kinds != [PortKind::Console];
         let port = |kind: PortKind| Port {
             host_open: kind == PortKind::Console,
             kind,
@@ -369,7 +367,7 @@ impl Console {
             guest_open: false,
         };
         let ports: Vec<_> = kinds.into_iter().take(MAX_PORTS).map(port).collect();
-        let queues = if multiport { 2 * ports.len() + 2 } else { 2 };
+        let queues = 2 * ports.len() + 2;
         let state = State {
             ports,
             size,
@@ -382,7 +380,7 @@ impl Console {
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let handle = ConsoleHandle(shared.clone());
-        (Self { shared, sizes: vec![SIZE; queues], multiport }, handle)
+        (Self { shared, sizes: vec![SIZE; queues] }, handle)
     }
 
     /// The configuration space: columns, rows, ports, the byte for emergencies.
@@ -402,8 +400,9 @@ impl Device for Console {
     }
 
     fn features(&self) -> u64 {
-        let multiport = if self.multiport { feature::MULTIPORT } else { 0 };
-        feature::SIZE | feature::EMERGENCY_WRITE | multiport | features::IN_ORDER
+        // Also for a terminal alone: without control queues nothing tells when the driver has opened it, and Linux's
+        // throws away what arrives before.
+        feature::SIZE | feature::EMERGENCY_WRITE | feature::MULTIPORT | features::IN_ORDER
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -554,6 +553,18 @@ mod tests {
     }
 
     #[test]
+    fn a_terminal_alone_takes_nothing_before_the_driver_has_opened_it() {
+        let (console, handle) = Console::new(vec![PortKind::Console], (80, 25));
+        let offered = console.features();
+        let mut rig = Rig::new(Box::new(console), 16, offered);
+        let port = handle.port(0).unwrap();
+        rig.send(0, &[(BUFFERS + 0x100, 64, true)]);
+        assert_eq!((port.is_open(), port.write(b"early")), (false, 0));
+        say(&mut rig, 0, event::PORT_OPEN, 1);
+        assert_eq!((port.is_open(), port.write(b"input")), (true, 5));
+    }
+
+    #[test]
     fn a_terminal_alone_is_resized_by_the_configuration() {
         let (mut rig, handle, _) = alone(0);
         assert_eq!(rig.config(0, 8), [80, 0, 25, 0, 1, 0, 0, 0]);
@@ -578,7 +589,7 @@ mod tests {
         let add = |port| message(port, event::PORT_ADD, 1, &[]);
         assert_eq!(heard(&mut rig, &mut from), [add(0), add(1)]);
         say(&mut rig, 0, event::PORT_READY, 1);
-        let size = message(0, event::RESIZE, 0, &[25, 0, 80, 0]);
+        let size = message(0, event::RESIZE, 0, &[80, 0, 25, 0]);
         let open = message(0, event::PORT_OPEN, 1, &[]);
         assert_eq!(heard(&mut rig, &mut from), [message(0, event::CONSOLE_PORT, 1, &[]), size, open]);
         say(&mut rig, 1, event::PORT_READY, 1);
