@@ -310,12 +310,24 @@ fn store_copy(
 ) -> Result<(), Stop> {
     let Some(operand) = native.memory else { return Ok(()) };
     let size = usize::from(operand.size).clamp(1, LARGEST);
-    let before = cpu.vector.clone();
     let mut copy = Copy([0; LARGEST]);
+    // Where there is a place, nothing will have to be undone. A breakpoint there is not to be met before that.
+    let last = linear.wrapping_add(size as u64 - 1);
+    if !cpu.breakpoints.in_data_page(linear) && !cpu.breakpoints.in_data_page(last) {
+        if let Ok(place) = place(cpu, operand, linear, Access::Write) {
+            if computes(cpu, insn, native, flags, &mut copy)? {
+                cpu.write_place(place, &copy.0[..size]);
+            }
+            return Ok(());
+        }
+        cpu.fault = None;
+    }
+    let before = cpu.vector.clone();
     if !computes(cpu, insn, native, flags, &mut copy)? {
         return Ok(());
     }
     match place(cpu, operand, linear, Access::Write) {
+        // Another processor has made one meanwhile.
         Ok(place) => {
             cpu.write_place(place, &copy.0[..size]);
             Ok(())

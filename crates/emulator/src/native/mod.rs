@@ -22,11 +22,11 @@ mod stub;
 mod tests;
 
 use std::arch::asm;
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iced_x86::{CpuidFeature, EncodingKind, Instruction, InstructionInfoFactory, Mnemonic};
 
+use crate::block::Map;
 pub use allow_list::is_listed;
 use code_memory::CodeMemory;
 use features::Host;
@@ -122,7 +122,7 @@ pub struct Unsupported;
 /// Generates and runs stubs. Each vCPU has its own.
 pub struct NativeUnit {
     code: CodeMemory,
-    stubs: HashMap<Instruction, NativeInsn>,
+    stubs: Map<Instruction, NativeInsn>,
     factory: InstructionInfoFactory,
     generation: u64,
     host: Host,
@@ -143,7 +143,7 @@ impl NativeUnit {
     fn with(bytes: usize, host: Host) -> std::io::Result<Self> {
         Ok(Self {
             code: CodeMemory::new(bytes)?,
-            stubs: HashMap::new(),
+            stubs: Map::default(),
             factory: InstructionInfoFactory::new(),
             generation: next_generation(),
             host,
