@@ -12,6 +12,7 @@ mod flags;
 mod flow;
 mod operand;
 mod system;
+mod window;
 
 use iced_x86::{Encoder, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind};
 
@@ -108,6 +109,12 @@ struct Translator<'a> {
     /// Calls of vector-state routines that refused, and RIP; the count is right.
     refused: Vec<(Jump, u64)>,
     cold: Vec<Cold>,
+    /// Where a window begins, while its instructions are translated: see [`window`].
+    window_low: Option<i64>,
+    /// Copies for windows that are not found.
+    slow: Vec<window::Slow>,
+    /// Whether the flags are saved wherever they are given up: the end of a copy has to have them.
+    keeps_flags: bool,
     outward: Vec<(usize, usize)>,
     exits: Vec<(u64, usize)>,
     /// Where the page's expected state stands.
@@ -150,6 +157,9 @@ pub fn translate(
         leaving: Vec::new(),
         refused: Vec::new(),
         cold: Vec::new(),
+        window_low: None,
+        slow: Vec::new(),
+        keeps_flags: false,
         outward: Vec::new(),
         exits: Vec::new(),
         states: Vec::new(),
@@ -212,10 +222,13 @@ impl Translator<'_> {
         let mut next = 0;
         while next < insns.len() {
             self.number = next;
-            let together = flow::stack_group(&insns[next..], self.word());
+            let mut together = flow::stack_group(&insns[next..], self.word());
             if together > 1 {
                 self.stack_group(&insns[next..next + together]);
             } else {
+                together = self.windowed(&insns[next..]);
+            }
+            if together == 0 {
                 ended = self.instruction(&insns[next]);
             }
             next += together.max(1);
@@ -251,6 +264,24 @@ impl Translator<'_> {
             self.exits.truncate(lengths.2);
             self.handler(instruction)
         });
+        self.check_recipe(before);
+        ended
+    }
+
+    /// Emits an instruction that only computes.
+    fn computes(&mut self, instruction: &Instruction) -> Result<(), NotCopied> {
+        let before = self.at.recipe;
+        match instruction.mnemonic() {
+            Mnemonic::Nop => {}
+            Mnemonic::Lea => self.lea(instruction)?,
+            _ => self.copy(instruction)?,
+        }
+        self.check_recipe(before);
+        Ok(())
+    }
+
+    /// What was known `before` of how the flags follow from registers may not hold behind the present instruction.
+    fn check_recipe(&mut self, before: Option<Recipe>) {
         if let Some(recipe) = self.at.recipe
             && before == self.at.recipe
             && !self.region.parts[self.present].facts[self.number].sets_flags
@@ -258,7 +289,6 @@ impl Translator<'_> {
         {
             self.at.recipe = None;
         }
-        ended
     }
 
     /// Calls the instruction's handler. Gives whether nothing follows.
@@ -317,7 +347,7 @@ impl Translator<'_> {
         let mut copy = *i;
         let mut misses = Vec::new();
         let mut call = self.call();
-        if let Some(n) = memory {
+        if let Some(n) = memory.filter(|_| self.window_low.is_none()) {
             let reads = matches!(accesses[n as usize], OpAccess::Read | OpAccess::CondRead);
             self.give_up_flags();
             call = self.call();
@@ -333,7 +363,8 @@ impl Translator<'_> {
             }
             self.load_flags();
         }
-        let mut free = if memory.is_some() { vec![SCRATCH] } else { vec![SCRATCH, ADDRESS] };
+        let address_is_used = memory.is_some() || self.window_low.is_some();
+        let mut free = if address_is_used { vec![SCRATCH] } else { vec![SCRATCH, ADDRESS] };
         let mut spilled: Vec<(i32, Host)> = Vec::new();
         for n in 0..copy.op_count() {
             let is_general = copy.op_kind(n) == OpKind::Register && copy.op_register(n).is_gpr();
@@ -344,7 +375,7 @@ impl Translator<'_> {
             }
         }
         if memory.is_some() {
-            operand::set_memory(&mut copy);
+            operand::set_memory(&mut copy, i, self.window_low);
         }
         self.encode(&copy)?;
         for (at, host) in spilled {

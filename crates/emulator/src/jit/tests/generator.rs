@@ -135,7 +135,7 @@ fn memory(instruction: &mut Instruction, n: u32, random: &mut Random, words: &Wo
     let any = |random: &mut Random| first + random.below(words.registers) as u32;
     let small = random.below(256).wrapping_sub(128);
     let (mut base, mut index, mut displacement, mut size) = (Register::None, Register::None, small, 1);
-    match random.below(10) {
+    match random.below(16) {
         0 if words.bits == 64 => {
             base = if narrow { Register::EIP } else { Register::RIP };
             (displacement, size) = (random.address(), 8);
@@ -151,6 +151,10 @@ fn memory(instruction: &mut Instruction, n: u32, random: &mut Random, words: &Wo
             instruction.set_memory_index_scale(random.pick(&[1, 1, 2, 8]));
         }
         6 => (base, displacement, size) = (any(random), 0, 0),
+        // Fields of one structure, often near each other.
+        7..=11 => {
+            (base, displacement, size) = (first + 3, (small as i64 * random.pick(&[1, 2, 4, 16])) as u64, 4);
+        }
         _ => base = any(random),
     }
     if matches!(index, Register::RSP | Register::ESP) {

@@ -250,6 +250,7 @@ impl Translator<'_> {
 
     /// What is seldom run, behind the code that is run often.
     pub(super) fn cold_paths(&mut self) {
+        self.slow_copies();
         for cold in std::mem::take(&mut self.cold) {
             let here = self.a.here();
             self.a.land(cold.miss.from, here);

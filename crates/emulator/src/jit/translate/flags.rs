@@ -82,7 +82,7 @@ impl Translator<'_> {
     /// where the handler finds the guest's.
     pub(super) fn give_up_flags(&mut self) {
         if self.at.flags == Flags::Host
-            && let Some(recipe) = self.at.recipe
+            && let Some(recipe) = self.at.recipe.filter(|_| !self.keeps_flags)
             && self.is_enough(recipe, self.number)
         {
             self.at.flags = Flags::Recipe(self.calls.recipe(recipe));
@@ -139,7 +139,7 @@ impl Translator<'_> {
 
     /// A rotation by an immediate, without the host's flags: they are somewhere else, and stay there.
     pub(super) fn rotation_without_flags(&mut self, i: &Instruction) -> Option<Instruction> {
-        let (operation, left) = rotation(i).filter(|_| self.rorx)?;
+        let (operation, left) = rotation(i).filter(|_| self.rorx && !self.keeps_flags)?;
         let before = match self.at.flags {
             Flags::Frame => None,
             Flags::Recipe(number) => Some((number, *self.calls.get_recipe(number)?)),

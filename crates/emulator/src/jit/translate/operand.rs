@@ -193,7 +193,7 @@ impl Translator<'_> {
         let number = self.guest(bit, SCRATCH);
         let mut copy = *i;
         copy.set_op_register(1, sized(number, size.into()));
-        set_memory(&mut copy);
+        set_memory(&mut copy, i, None);
         self.encode(&copy)?;
         (self.at.flags, self.at.recipe) = (super::Flags::Host, None);
         self.resume_here(miss, call, i);
@@ -337,12 +337,22 @@ pub fn is_on_stack(i: &Instruction) -> bool {
         && !matches!(i.memory_segment(), Register::FS | Register::GS)
 }
 
-/// The memory operand becomes `[ADDRESS]`.
-pub fn set_memory(copy: &mut Instruction) {
+/// The memory operand of a copy of `i` becomes what is at [`ADDRESS`], or in the window that begins there and at this
+/// displacement.
+pub fn set_memory(copy: &mut Instruction, i: &Instruction, window: Option<i64>) {
+    let place = window.map_or(0, |low| displacement(i).wrapping_sub(low));
     copy.set_segment_prefix(Register::None);
     copy.set_memory_base(Register::R14);
     copy.set_memory_index(Register::None);
     copy.set_memory_index_scale(1);
-    copy.set_memory_displacement64(0);
-    copy.set_memory_displ_size(0);
+    copy.set_memory_displacement64(place as u64);
+    copy.set_memory_displ_size(u32::from(place != 0));
+}
+
+/// A memory operand's displacement, which has a sign also where addresses have 32 bits.
+pub fn displacement(i: &Instruction) -> i64 {
+    let narrow =
+        i.memory_base().is_gpr32() || i.memory_index().is_gpr32() || i.memory_base() == Register::EIP;
+    let displacement = i.memory_displacement64();
+    if narrow { i64::from(displacement as u32 as i32) } else { displacement as i64 }
 }
