@@ -48,7 +48,7 @@ pub fn keeps_flags(i: &Instruction) -> bool {
             !(crate::instructions::shape::is_immediate(i.op_kind(last)) && i.immediate(last) & mask != 0)
                 && i.op_kind(last) != OpKind::Immediate8_2nd
         }
-        Rol | Ror | Rcl | Rcr | Shld | Shrd => true,
+        Rol | Ror | Rcl | Rcr | Shld | Shrd | Div | Idiv => true,
         _ => false,
     }
 }

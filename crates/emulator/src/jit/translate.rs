@@ -7,6 +7,7 @@
 //!
 //! Flags are in the frame, and executed instructions in the count, wherever a join is reached or the region is left.
 
+mod divide;
 mod edges;
 mod flags;
 mod flow;
@@ -252,6 +253,9 @@ impl Translator<'_> {
         let done = match self.special(instruction) {
             Some(result) => result,
             None if operand::is_bit_string(instruction) => self.bit_string(instruction).map(|()| false),
+            None if matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) => {
+                self.divide(instruction).map(|()| false)
+            }
             None if instruction.mnemonic() == Mnemonic::Lea => self.lea(instruction).map(|()| false),
             None => self.copy(instruction).map(|()| false),
         };
