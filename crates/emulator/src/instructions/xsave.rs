@@ -65,7 +65,11 @@ fn out_of_reach(cpu: &Cpu, component: Component) -> std::ops::Range<usize> {
 
 /// Saves what of a component is within reach.
 fn save(cpu: &Cpu, component: Component, area: &mut [u8]) {
-    let (kept, mut bytes) = (out_of_reach(cpu, component), [0; LARGEST_COMPONENT]);
+    let kept = out_of_reach(cpu, component);
+    if kept.is_empty() {
+        return cpu.vector.save_component(component, area);
+    }
+    let mut bytes = [0; LARGEST_COMPONENT];
     let Some(area) = area.get_mut(..component.size()) else { return };
     let bytes = &mut bytes[..component.size()];
     bytes.copy_from_slice(area);
@@ -78,7 +82,9 @@ fn save(cpu: &Cpu, component: Component, area: &mut [u8]) {
 fn load(cpu: &mut Cpu, component: Component, area: Option<&[u8]>) {
     let (kept, mut old) = (out_of_reach(cpu, component), [0; LARGEST_COMPONENT]);
     let old = &mut old[..component.size()];
-    cpu.vector.save_component(component, old);
+    if !kept.is_empty() {
+        cpu.vector.save_component(component, old);
+    }
     match area.and_then(|area| area.get(..component.size())) {
         Some(new) => cpu.vector.load_component(component, new),
         None => cpu.vector.init_component(component),
@@ -236,15 +242,19 @@ fn standard_len(components: u64) -> usize {
         .unwrap_or(EXTENDED)
 }
 
-/// Where each extension stands in a compacted area, and the area's length.
-fn compacted(components: u64) -> (Vec<(Component, usize)>, usize) {
-    let mut at = EXTENDED;
-    let mut places = Vec::new();
-    for component in EXTENSIONS.into_iter().filter(|c| components & c.bit().bits() != 0) {
-        places.push((component, at));
-        at += component.size();
-    }
-    (places, at)
+/// Where each of these extensions stands in a compacted area.
+fn compacted(components: u64) -> impl Iterator<Item = (Component, usize)> {
+    let mut next = EXTENDED;
+    EXTENSIONS.into_iter().filter(move |c| components & c.bit().bits() != 0).map(move |component| {
+        let at = next;
+        next += component.size();
+        (component, at)
+    })
+}
+
+/// Bytes that a compacted area with these components takes.
+fn compacted_len(components: u64) -> usize {
+    compacted(components).last().map_or(EXTENDED, |(component, at)| at + component.size())
 }
 
 /// XSAVEC.
@@ -269,19 +279,26 @@ fn check_supervisor(cpu: &mut Cpu) -> Result<(), Stop> {
 fn save_compacted(cpu: &mut Cpu, insn: &Insn, linear: u64) -> Result<(), Stop> {
     let wanted = requested(cpu);
     let written = wanted & in_use(cpu);
-    let (places, len) = compacted(wanted);
-    let mut image = [0; LARGEST];
-    cpu.probe_write(cpu.mmu.view, linear, len)?;
-    cpu.read_bytes(cpu.mmu.view, linear, &mut image[..len])?;
-    let sse = Xcr0::SSE.bits();
-    let (x87, sse) = (written & Xcr0::X87.bits() != 0, written & sse != 0);
-    save_legacy(cpu, insn, &mut image, Legacy { x87, sse, mxcsr: sse });
-    for (component, at) in places.into_iter().filter(|(c, _)| written & c.bit().bits() != 0) {
-        save(cpu, component, &mut image[at..]);
+    let view = cpu.mmu.view;
+    cpu.probe_write(view, linear, compacted_len(wanted))?;
+    let (x87, sse) = (written & Xcr0::X87.bits() != 0, written & Xcr0::SSE.bits() != 0);
+    if x87 || sse {
+        let mut image = [0; AVAILABLE];
+        cpu.read_bytes(view, linear, &mut image)?;
+        save_legacy(cpu, insn, &mut image, Legacy { x87, sse, mxcsr: sse });
+        cpu.write_bytes(view, linear, &image)?;
     }
-    image[LEGACY..LEGACY + 8].copy_from_slice(&written.to_le_bytes());
-    image[LEGACY + 8..LEGACY + 16].copy_from_slice(&(wanted | COMPACTED).to_le_bytes());
-    cpu.write_bytes(cpu.mmu.view, linear, &image[..len])
+    for (component, at) in compacted(wanted).filter(|(c, _)| written & c.bit().bits() != 0) {
+        let (at, mut bytes) = (linear.wrapping_add(at as u64), [0; LARGEST_COMPONENT]);
+        let bytes = &mut bytes[..component.size()];
+        if !out_of_reach(cpu, component).is_empty() {
+            cpu.read_bytes(view, at, bytes)?;
+        }
+        save(cpu, component, bytes);
+        cpu.write_bytes(view, at, bytes)?;
+    }
+    let header = [written, wanted | COMPACTED].map(u64::to_le_bytes);
+    cpu.write_bytes(view, linear.wrapping_add(LEGACY as u64), header.as_flattened())
 }
 
 /// XRSTOR, from either form.
@@ -322,7 +339,7 @@ fn restore_area(
         return Err(cpu.gp0());
     }
     let wanted = requested(cpu);
-    let len = if compact { compacted(layout).1 } else { standard_len(wanted & present) };
+    let len = if compact { compacted_len(layout) } else { standard_len(wanted & present) };
     cpu.read_bytes(cpu.mmu.view, linear, &mut image[first..len])?;
     if !is_wide(insn) {
         narrow_pointers(&mut image);
@@ -341,13 +358,13 @@ fn restore(cpu: &mut Cpu, image: &[u8], wanted: u64, present: u64, layout: Optio
         }
         _ => {}
     }
-    let places = match layout {
-        Some(layout) => compacted(layout).0,
-        None => EXTENSIONS.into_iter().map(|c| (c, c.offset())).collect(),
-    };
-    let legacy = [Component::X87, Component::Sse].map(|component| (component, component.offset()));
     for component in Component::ALL.into_iter().filter(|c| wanted & c.bit().bits() != 0) {
-        let place = legacy.iter().chain(&places).find(|(c, _)| *c == component).map(|&(_, at)| at);
+        let place = match layout {
+            Some(layout) if EXTENSIONS.contains(&component) => {
+                compacted(layout).find(|&(c, _)| c == component).map(|(_, at)| at)
+            }
+            _ => Some(component.offset()),
+        };
         let here = place.filter(|_| present & component.bit().bits() != 0);
         load(cpu, component, here.and_then(|at| image.get(at..)));
     }

@@ -287,7 +287,7 @@ fn the_supervisors_states_are_none() {
     assert_eq!(cpu.read_msr(x86::msr::IA32_XSS), Ok(0));
     let context = cpu.cpuid_context();
     let [_, size, low, high] = cpu.wires.model.cpuid(&context, 0xd, 1);
-    assert_eq!((size as usize, low, high), (compacted(cpu.xcr0).1, 0, 0));
+    assert_eq!((size as usize, low, high), (compacted_len(cpu.xcr0), 0, 0));
     cpu.wires = wires_for("host,-xsaves");
     assert!(cpu.read_msr(x86::msr::IA32_XSS).is_err());
     assert_eq!(run(&mut cpu, &XSAVES), Err(Exception::ud()));
