@@ -28,6 +28,8 @@ pub const LSTAR: i32 = offset_of!(Interpreter, cpu.msrs.lstar) as i32;
 pub const FMASK: i32 = offset_of!(Interpreter, cpu.msrs.fmask) as i32;
 /// IA32_KERNEL_GS_BASE.
 pub const KERNEL_GS_BASE: i32 = offset_of!(Interpreter, cpu.msrs.kernel_gs_base) as i32;
+/// IA32_TSC_AUX.
+pub const TSC_AUX: i32 = offset_of!(Interpreter, cpu.msrs.tsc_aux) as i32;
 /// What is added to the machine's time-stamp counter.
 pub const TSC_OFFSET: i32 = offset_of!(Interpreter, cpu.msrs.tsc_offset) as i32;
 /// Whether STI or a load of SS was the last instruction, a byte.

@@ -155,3 +155,56 @@ fn guarded_memory_faults_after_clac() {
     });
     assert_eq!((state.rip, state.cr2), (handler(14) + 1, DATA));
 }
+
+/// Reads and sets the bases of FS and GS, and reads selectors and the time, EDI times.
+#[rustfmt::skip]
+const BASES: [u8; 55] = [
+    0xf3, 0x48, 0x0f, 0xae, 0xc0,       // again: rdfsbase %rax
+    0xf3, 0x0f, 0xae, 0xca,             // rdgsbase %edx
+    0x48, 0x8d, 0x44, 0x10, 0x10,       // lea 0x10(%rax, %rdx), %rax
+    0xf3, 0x48, 0x0f, 0xae, 0xd0,       // wrfsbase %rax
+    0xf3, 0x49, 0x0f, 0xae, 0xdd,       // wrgsbase %r13
+    0x49, 0xff, 0xc5,                   // inc %r13
+    0x8c, 0xdb,                         // mov %ds, %ebx
+    0x66, 0x41, 0x8c, 0xd6,             // mov %ss, %r14w
+    0x66, 0x8c, 0xcd,                   // mov %cs, %bp
+    0x48, 0x01, 0xc6,                   // add %rax, %rsi
+    0x0f, 0x01, 0xf9,                   // rdtscp
+    0x48, 0x01, 0xce,                   // add %rcx, %rsi
+    0x31, 0xc0, 0x31, 0xd2,             // xor %eax, %eax; xor %edx, %edx
+    0xff, 0xcf,                         // dec %edi
+    0x75, 0xcb,                         // jne again
+    0xf4, 0xf4,                         // hlt
+];
+
+#[test]
+fn bases_and_selectors_need_no_handler() {
+    let bases = |cpu: &mut Cpu| {
+        (CODE..).zip(BASES).for_each(|(at, byte)| put(cpu, at, byte));
+        cpu.cr4.insert(Cr4::FSGSBASE);
+        cpu.msrs.tsc_aux = 0x77;
+        for (register, value) in [(13, 0x1234_5678_9abc), (14, u64::MAX), (5, u64::MAX), (6, 0), (7, ROUNDS)]
+        {
+            cpu.registers.set(register, value);
+        }
+    };
+    let kernel = |prepare: &dyn Fn(&mut Cpu)| {
+        same(&|cpu: &mut Cpu| {
+            *cpu = long();
+            for vector in [6, 13] {
+                set_gate(cpu, vector, 0, 0);
+                put(cpu, handler(vector), 0xf4u8);
+            }
+            bases(cpu);
+            prepare(cpu);
+        })
+    };
+    let (state, calls) = kernel(&|_| {});
+    assert_eq!((state.gprs[7], state.gprs[13]), (0, 0x1234_5678_9abc + ROUNDS));
+    // Where the time is not the host's, RDTSCP is a handler's.
+    assert!(calls < 2 * ROUNDS, "{calls} handlers for {ROUNDS} rounds");
+    let (state, _) = kernel(&|cpu| cpu.cr4.remove(Cr4::FSGSBASE));
+    assert_eq!(state.rip, handler(6) + 1);
+    let (state, _) = kernel(&|cpu| cpu.registers.set(13, 0x7fff_ffff_ffff - 200));
+    assert_eq!((state.rip, state.gprs[7]), (handler(13) + 1, ROUNDS - 201));
+}

@@ -291,7 +291,7 @@ impl Translator<'_> {
     }
 
     /// Whether the address in [`ADDRESS`] is canonical: the jump is taken where not.
-    fn not_canonical(&mut self) -> Jump {
+    pub(super) fn not_canonical(&mut self) -> Jump {
         self.a.mov(SCRATCH, ADDRESS);
         self.a.shift(7, SCRATCH, 47);
         self.a.alu_immediate(true, 0, SCRATCH, 1);

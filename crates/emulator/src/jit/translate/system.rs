@@ -1,10 +1,11 @@
 //! Instructions of the operating system, written out: what is on the way of every system call and of every access to a
 //! program's memory. Whatever is not plain goes to the handler.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::descriptor::Attributes;
 use x86::{Cr4, Efer, SegmentRegister};
 
+use super::operand::{Home, home};
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, R11, RAX, RCX, RDX, RSP, SCRATCH};
 use crate::jit::frame::{forget_stack, slot};
@@ -47,7 +48,19 @@ impl Translator<'_> {
                 self.set_access(i.mnemonic() == Mnemonic::Stac)
             }
             Mnemonic::Pushfq | Mnemonic::Pushfd => self.push_flags(i),
-            Mnemonic::Rdtsc => return self.source.tsc_start.map(|start| self.read_tsc(start)),
+            Mnemonic::Rdtsc => return self.source.tsc_start.map(|start| self.read_tsc(start, false)),
+            Mnemonic::Rdtscp if self.allows(i) => {
+                return self.source.tsc_start.map(|start| self.read_tsc(start, true));
+            }
+            Mnemonic::Rdfsbase | Mnemonic::Rdgsbase | Mnemonic::Wrfsbase | Mnemonic::Wrgsbase
+                if self.wide() && self.allows(i) =>
+            {
+                self.segment_base(i)
+            }
+            Mnemonic::Mov if i.op_kind(0) == OpKind::Register && i.op_register(1).is_segment_register() => {
+                self.read_selector(i);
+                Ok(())
+            }
             Mnemonic::Syscall if !kernel && self.wide() => {
                 self.system_call(i);
                 return Some(Ok(true));
@@ -192,8 +205,74 @@ impl Translator<'_> {
         self.a.store_low(temporary, RSP, slot::FLAGS + 1);
     }
 
-    /// RDTSC, where the machine's counter is the host's but for where it starts.
-    fn read_tsc(&mut self, start: u64) -> Result<bool, NotCopied> {
+    /// RDFSBASE and its kin.
+    fn segment_base(&mut self, i: &Instruction) -> Result<(), NotCopied> {
+        use Mnemonic::{Rdfsbase, Rdgsbase, Wrfsbase};
+        let (at, segment) = match i.mnemonic() {
+            Rdfsbase | Wrfsbase => (slot::FS_BASE, SegmentRegister::Fs),
+            _ => (slot::GS_BASE, SegmentRegister::Gs),
+        };
+        let (register, wide) =
+            (i.op_register(0).full_register().number() as u8, i.op_register(0).size() == 8);
+        self.give_up_flags();
+        let call = self.call();
+        self.owner();
+        let disabled = self.test(owner::CR4, Cr4::FSGSBASE.bits() as i32, E);
+        if matches!(i.mnemonic(), Rdfsbase | Rdgsbase) {
+            self.a.memory(wide, &[0x8b], ADDRESS, RSP, at);
+            self.put(register, ADDRESS);
+        } else {
+            let from = self.guest(register, ADDRESS);
+            self.a.registers(wide, &[0x8b], ADDRESS, from);
+            let bad = self.not_canonical();
+            self.owner();
+            self.a.store(ADDRESS, RSP, at);
+            self.a.store(ADDRESS, SCRATCH, owner::base(segment));
+            self.a.store(ADDRESS, SCRATCH, owner::segment(segment) + owner::SEGMENT_BASE);
+            self.resume_here(bad, call, i);
+        }
+        self.resume_here(disabled, call, i);
+        Ok(())
+    }
+
+    /// Puts all of a host register into a guest's.
+    fn put(&mut self, register: u8, from: Host) {
+        match home(register) {
+            Home::Host(host) => self.a.mov(host, from),
+            Home::Frame(at) => self.a.store(from, RSP, at),
+        }
+    }
+
+    /// MOV from a segment register to a general one.
+    fn read_selector(&mut self, i: &Instruction) {
+        let segment = match i.op_register(1) {
+            Register::ES => SegmentRegister::Es,
+            Register::CS => SegmentRegister::Cs,
+            Register::SS => SegmentRegister::Ss,
+            Register::DS => SegmentRegister::Ds,
+            Register::FS => SegmentRegister::Fs,
+            _ => SegmentRegister::Gs,
+        };
+        self.owner();
+        let at = owner::segment(segment) + owner::SEGMENT_SELECTOR;
+        self.a.memory(false, &[0x0f, 0xb7], ADDRESS, SCRATCH, at); // movzx
+        let register = i.op_register(0);
+        let number = register.full_register().number() as u8;
+        match home(number) {
+            _ if register.size() > 2 => self.put(number, ADDRESS),
+            Home::Host(host) => {
+                self.a.bytes.push(0x66);
+                self.a.registers(false, &[0x8b], host, ADDRESS);
+            }
+            Home::Frame(at) => {
+                self.a.bytes.push(0x66);
+                self.a.memory(false, &[0x89], ADDRESS, RSP, at);
+            }
+        }
+    }
+
+    /// RDTSC and RDTSCP, where the machine's counter is the host's but for where it starts.
+    fn read_tsc(&mut self, start: u64, with_aux: bool) -> Result<bool, NotCopied> {
         self.give_up_flags();
         let call = self.call();
         if self.source.mode.cpl() != 0 {
@@ -201,18 +280,21 @@ impl Translator<'_> {
             let forbidden = self.test(owner::CR4, Cr4::TSD.bits() as i32, NE);
             let i = self.part().insns[self.number];
             // The handler is called instead: where it is done, so is the instruction.
-            self.a.bytes.extend_from_slice(&[0x0f, 0x31]);
-            self.sum_tsc(start);
+            self.sum_tsc(start, with_aux);
             self.resume_here(forbidden, call, &i);
         } else {
-            self.a.bytes.extend_from_slice(&[0x0f, 0x31]);
             self.owner();
-            self.sum_tsc(start);
+            self.sum_tsc(start, with_aux);
         }
         Ok(false)
     }
 
-    fn sum_tsc(&mut self, start: u64) {
+    fn sum_tsc(&mut self, start: u64, with_aux: bool) {
+        if with_aux {
+            self.a.bytes.extend_from_slice(&[0x0f, 0xae, 0xe8]); // lfence: what comes before is done
+            self.a.memory(false, &[0x8b], RCX, SCRATCH, owner::TSC_AUX);
+        }
+        self.a.bytes.extend_from_slice(&[0x0f, 0x31]);
         self.a.shift(4, RDX, 32);
         self.a.registers(true, &[0x0b], RAX, RDX);
         self.a.mov_immediate(ADDRESS, start.wrapping_neg());
