@@ -2,7 +2,7 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::{At, Cold, Flags, Translator};
+use super::{At, Cold, Flags, Miss, Translator};
 use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
 use crate::jit::call::Call;
 use crate::jit::frame::slot;
@@ -252,13 +252,7 @@ impl Translator<'_> {
     pub(super) fn cold_paths(&mut self) {
         self.slow_copies();
         for cold in std::mem::take(&mut self.cold) {
-            let here = self.a.here();
-            self.a.land(cold.miss.from, here);
-            if let Some((routine, found)) = cold.miss.stack {
-                self.call_out(routine);
-                let again = self.a.jump_if(3);
-                self.a.land(again, found);
-            }
+            self.missed(cold.miss);
             self.cold_path(&cold);
         }
         for (jumps, rip) in std::mem::take(&mut self.leaving) {
@@ -266,6 +260,17 @@ impl Translator<'_> {
         }
         for (jump, rip) in std::mem::take(&mut self.refused) {
             self.leave_by(&[jump], rip, self.stubs.refuse);
+        }
+    }
+
+    /// What a probe that found nothing leads to begins here; an operand on the stack is looked for again first.
+    pub(super) fn missed(&mut self, miss: Miss) {
+        let here = self.a.here();
+        self.a.land(miss.from, here);
+        if let Some((routine, found)) = miss.stack {
+            self.call_out(routine);
+            let again = self.a.jump_if(3);
+            self.a.land(again, found);
         }
     }
 

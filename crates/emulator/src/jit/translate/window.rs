@@ -125,20 +125,9 @@ impl Translator<'_> {
     /// The copies, behind the code proper.
     pub(super) fn slow_copies(&mut self) {
         for slow in std::mem::take(&mut self.slow) {
-            for miss in &slow.misses {
-                if let Some((routine, found)) = miss.stack {
-                    let here = self.a.here();
-                    self.a.land(miss.from, here);
-                    self.call_out(routine);
-                    let again = self.a.jump_if(3);
-                    self.a.land(again, found);
-                }
-            }
-            let here = self.a.here();
-            slow.misses
-                .iter()
-                .filter(|miss| miss.stack.is_none())
-                .for_each(|miss| self.a.land(miss.from, here));
+            // The one on the stack, where there is one, goes on to what the others lead to.
+            let (stack, others): (Vec<_>, Vec<_>) = slow.misses.iter().partition(|miss| miss.stack.is_some());
+            stack.into_iter().chain(others).for_each(|&miss| self.missed(miss));
             (self.present, self.at) = (slow.present, slow.before);
             // Where the code proper ends with the flags in the host's, this has to have them.
             self.keeps_flags = matches!(slow.after.flags, Flags::Host | Flags::Both);
