@@ -39,6 +39,7 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// What the guest does with a folder. `MOUNT` stands for the way to it where init has not mounted it.
 const COPY: &str = "grep -q ' /mnt/share ' /proc/mounts || { mkdir -p /mnt/share; MOUNT; } || exit 1
 mkdir /mnt/memory; mount -t tmpfs -o size=400m memory /mnt/memory
+rm -rf /mnt/share/copy
 echo begin
 cp -r /mnt/share/tree /mnt/memory/tree && echo read
 cp -r /mnt/memory/tree /mnt/share/copy && sync && echo write
