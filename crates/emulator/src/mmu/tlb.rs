@@ -174,6 +174,45 @@ impl ViewState {
     const NO_MODE: u64 = u64::MAX;
 }
 
+/// A set of page numbers, with some that are not in it: they share a bit with others.
+struct PageSet {
+    bits: Box<[u64; Self::BITS / 64]>,
+    len: usize,
+}
+
+impl PageSet {
+    /// With some thousand pages in it, one of ten to thirty others seems to be.
+    const BITS: usize = 1 << 16;
+
+    fn new() -> Self {
+        Self { bits: Box::new([0; Self::BITS / 64]), len: 0 }
+    }
+
+    /// A page's word and bit.
+    fn place(page: u64) -> (usize, u64) {
+        let hash = page.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - Self::BITS.trailing_zeros());
+        (hash as usize / 64 % (Self::BITS / 64), 1 << (hash % 64))
+    }
+
+    fn insert(&mut self, page: u64) {
+        let (word, bit) = Self::place(page);
+        self.len += usize::from(self.bits[word] & bit == 0);
+        self.bits[word] |= bit;
+    }
+
+    /// Whether a page is in it, or seems to be.
+    fn may_have(&self, page: u64) -> bool {
+        let (word, bit) = Self::place(page);
+        self.bits[word] & bit != 0
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.len) != 0 {
+            self.bits.fill(0);
+        }
+    }
+}
+
 /// The translation cache.
 pub struct Tlb {
     tables: Box<[Table; SPACES + 1]>,
@@ -190,16 +229,16 @@ pub struct Tlb {
     private_fetch: bool,
     /// The space that is given up next.
     next: usize,
-    /// One bit for each hash of a 2-MiB page in which part of a large page is cached.
-    large: [u64; 64],
+    /// The 2-MiB pages in which part of a large page is cached.
+    large: PageSet,
     /// The same of 1-GiB pages.
-    huge: [u64; 64],
+    huge: PageSet,
     /// The protection keys of the pages in it, one bit for each.
     keys: u16,
     /// The last name given to what is remembered of fetches.
     last_fetches: u64,
-    /// One bit for each hash of a page that code was found in since those names were given.
-    fetched: [u64; 64],
+    /// The pages that code was found in since those names were given.
+    fetched: PageSet,
     /// For each page of RAM, where an entry may allow stores to it.
     stored: Vec<Stored>,
     /// The host address of the RAM.
@@ -224,11 +263,11 @@ impl Tlb {
             private: Vec::new(),
             private_fetch: false,
             next: 1,
-            large: [0; 64],
-            huge: [0; 64],
+            large: PageSet::new(),
+            huge: PageSet::new(),
             keys: 0,
             last_fetches: SPACES as u64 + 1,
-            fetched: [0; 64],
+            fetched: PageSet::new(),
             stored: Vec::new(),
             ram: 0,
             fills: 0,
@@ -275,8 +314,7 @@ impl Tlb {
 
     /// Someone remembers where the code at `linear` lies, under the present name.
     pub fn note_fetch(&mut self, linear: u64) {
-        let (word, bit) = Self::bit(linear >> 12);
-        self.fetched[word] |= bit;
+        self.fetched.insert(linear >> 12);
     }
 
     fn rename_fetches(&mut self, table: usize) {
@@ -428,14 +466,12 @@ impl Tlb {
         match size_bits {
             12 => {}
             30 => {
-                let (word, bit) = Self::bit(linear >> 30);
-                self.huge[word] |= bit;
+                self.huge.insert(linear >> 30);
             }
             // Both halves of a 4-MiB page.
             _ => {
                 for half in 0..1 << (size_bits.max(21) - 21) {
-                    let (word, bit) = Self::bit(linear >> size_bits << (size_bits - 21) | half);
-                    self.large[word] |= bit;
+                    self.large.insert(linear >> size_bits << (size_bits - 21) | half);
                 }
             }
         }
@@ -509,14 +545,11 @@ impl Tlb {
     /// INVLPG: drops the page of `linear` in every view and address space, with the whole of the large page where it
     /// is part of one.
     pub fn invalidate_page(&mut self, linear: u64) {
-        let (word, bit) = Self::bit(linear >> 12);
-        if self.fetched[word] & bit != 0 {
-            self.fetched = [0; 64];
+        if self.fetched.may_have(linear >> 12) {
+            self.fetched.clear();
             (0..=SHARED).for_each(|table| self.rename_fetches(table));
         }
-        let (word, bit) = Self::bit(linear >> 21);
-        let (huge_word, huge_bit) = Self::bit(linear >> 30);
-        if self.large[word] & bit != 0 || self.huge[huge_word] & huge_bit != 0 {
+        if self.large.may_have(linear >> 21) || self.huge.may_have(linear >> 30) {
             self.flush_all();
             return;
         }
@@ -534,7 +567,10 @@ impl Tlb {
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
-        (self.large, self.huge, self.keys) = ([0; 64], [0; 64], 0);
+        self.large.clear();
+        self.huge.clear();
+        self.fetched.clear();
+        self.keys = 0;
         self.shares = true;
         self.enter(self.current);
         for table in 0..=SHARED {
@@ -579,12 +615,6 @@ impl Tlb {
                 self.enter(table);
             }
         }
-    }
-
-    /// A page number's place in a set of 4096 bits.
-    fn bit(page: u64) -> (usize, u64) {
-        let hash = (page ^ page >> 12) as usize % 4096;
-        (hash / 64, 1 << (hash % 64))
     }
 
     /// For tests: whether translated code may change to a view.
