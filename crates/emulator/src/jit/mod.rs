@@ -33,9 +33,9 @@ use call::Calls;
 pub use call::{Call, DYNAMIC};
 pub use frame::{Context, STEP_DISPATCH, exit};
 use frame::{Layout, Stubs, stubs};
-use links::Links;
+use links::{FarLinks, Links};
 use region::Region;
-use targets::Targets;
+use targets::{FarExit, Name, Targets};
 use translate::{Translation, translate};
 pub use vectors::Use;
 use vectors::X87Area;
@@ -72,7 +72,9 @@ pub struct Jit {
     counts_down: bool,
     stubs: Stubs,
     /// Exits that go to a block in the same page, by the block: jumps stand there, or will.
-    links: Links,
+    links: Links<Key>,
+    /// Exits that go to another page.
+    far: FarLinks,
     /// The regions' blocks, one region's after another's: their numbers, and their first instructions'.
     parts: Vec<(u32, u32)>,
     /// The regions that were translated, by their numbers.
@@ -169,6 +171,7 @@ impl Jit {
             counts_down: false,
             stubs: Stubs::default(),
             links: Links::default(),
+            far: FarLinks::default(),
             parts: Vec::new(),
             regions: Vec::new(),
             states: Vec::new(),
@@ -194,6 +197,7 @@ impl Jit {
     pub fn clear(&mut self, folded: bool) {
         self.memory.clear();
         self.links.clear();
+        self.far.clear();
         self.parts.clear();
         self.regions.clear();
         self.states.clear();
@@ -331,12 +335,33 @@ impl Jit {
                 jump(&mut self.memory, at, base + entry);
             }
         }
+        for &(rip, exit) in &translation.far {
+            let exit = FarExit(base + exit.0);
+            let known = self.far.add(rip, exit.0).filter(|&(name, _)| self.targets.is_in_use(name));
+            if let Some((name, code)) = known.or_else(|| self.targets.known(rip)) {
+                let target = self.offset(code);
+                exit.lead(&mut self.memory, name, target);
+            }
+        }
         keys
+    }
+
+    /// Makes exits to another page go to code that became known in the regime whose table has a name.
+    fn lead(&mut self, rip: u64, name: Name, code: u64) {
+        let target = self.offset(code);
+        for at in self.far.lead(rip, (name, code), |name| self.targets.is_in_use(name)) {
+            FarExit(at).lead(&mut self.memory, name, target);
+        }
+    }
+
+    /// Where in code memory an address is.
+    fn offset(&self, code: u64) -> usize {
+        code.wrapping_sub(self.memory.address(0) as u64) as usize
     }
 
     /// Makes a new translation's exits jump to one that is there already.
     pub fn connect(&mut self, key: Key, code: u64) {
-        let target = code.wrapping_sub(self.memory.address(0) as u64) as usize;
+        let target = self.offset(code);
         for at in self.links.to(key) {
             jump(&mut self.memory, at, target);
         }
@@ -394,12 +419,16 @@ impl Jit {
 
     /// Remembers where the code for a RIP is, in the regime whose table was asked for last.
     pub fn remember(&mut self, rip: u64, regime: Regime, code: u64) {
-        self.targets.remember(rip, regime, code);
+        if let Some(name) = self.targets.remember(rip, regime, code) {
+            self.lead(rip, name, code);
+        }
     }
 
     /// The same where that takes no other RIP's place.
     pub fn suggest(&mut self, rip: u64, regime: Regime, code: u64) {
-        self.targets.suggest(rip, regime, code);
+        if let Some(name) = self.targets.suggest(rip, regime, code) {
+            self.lead(rip, name, code);
+        }
     }
 
     /// For [`Context::x87_area`].

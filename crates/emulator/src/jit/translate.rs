@@ -24,6 +24,7 @@ use super::frame::Stubs;
 use super::native_set::{is_copied, keeps_flags};
 use super::recipe::Recipe;
 use super::region::{FLAGS, Part, Region};
+use super::targets::FarExit;
 use super::vectors;
 use crate::mmu::Access;
 use flags::Flags;
@@ -35,6 +36,8 @@ pub struct Translation {
     pub outward: Vec<(usize, usize)>,
     /// Exits to a known RIP in the same page: where the code of each starts. It may be replaced by a jump.
     pub exits: Vec<(u64, usize)>,
+    /// Exits to a known RIP in another page.
+    pub far: Vec<(u64, FarExit)>,
     /// Parts that can be entered, and where.
     pub entries: Vec<(usize, usize)>,
     /// Where the page's expected state stands.
@@ -118,6 +121,9 @@ struct Translator<'a> {
     keeps_flags: bool,
     outward: Vec<(usize, usize)>,
     exits: Vec<(u64, usize)>,
+    far: Vec<(u64, FarExit)>,
+    /// Ways of those where the table is another or nothing is known yet, and RIP.
+    unknown: Vec<([Jump; 2], u64)>,
     /// Where the page's expected state stands.
     states: Vec<usize>,
     /// Where the code is going to be.
@@ -163,6 +169,8 @@ pub fn translate(
         keeps_flags: false,
         outward: Vec::new(),
         exits: Vec::new(),
+        far: Vec::new(),
+        unknown: Vec::new(),
         states: Vec::new(),
         address,
         need: 0,
@@ -196,8 +204,8 @@ impl Translator<'_> {
             }
         }
         self.cold_paths();
-        let Self { a, outward, exits, states, .. } = self;
-        Translation { bytes: a.bytes, outward, exits, entries, states }
+        let Self { a, outward, exits, far, states, .. } = self;
+        Translation { bytes: a.bytes, outward, exits, far, entries, states }
     }
 
     fn part(&self) -> &Part {
@@ -249,7 +257,7 @@ impl Translator<'_> {
     fn instruction(&mut self, instruction: &Instruction) -> bool {
         let before = self.at.recipe;
         let start = (self.a.here(), self.at, self.calls.counts().0);
-        let lengths = (self.cold.len(), self.outward.len(), self.exits.len());
+        let lengths = (self.cold.len(), self.outward.len(), self.exits.len(), self.far.len());
         let done = match self.special(instruction) {
             Some(result) => result,
             None if operand::is_bit_string(instruction) => self.bit_string(instruction).map(|()| false),
@@ -266,6 +274,8 @@ impl Translator<'_> {
             self.cold.truncate(lengths.0);
             self.outward.truncate(lengths.1);
             self.exits.truncate(lengths.2);
+            self.far.truncate(lengths.3);
+            self.unknown.truncate(lengths.3);
             self.handler(instruction)
         });
         self.check_recipe(before);

@@ -209,6 +209,28 @@ pub fn exchanging(flush: [u8; 4]) -> Vec<u8> {
     code
 }
 
+/// A loop at [`CODE`] that calls the function at R14: the same with calls of `target` by its address, that is, of what
+/// translated code may go to without looking it up.
+fn directly(code: &[u8], target: u64) -> Vec<u8> {
+    let mut direct = Vec::new();
+    let mut rest = code;
+    while let Some((&first, behind)) = rest.split_first() {
+        if let Some(behind) = rest.strip_prefix(&[0x41, 0xff, 0xd6]) {
+            let next = CODE + direct.len() as u64 + 5;
+            direct.push(0xe8);
+            direct.extend_from_slice(&(target.wrapping_sub(next) as u32).to_le_bytes());
+            rest = behind;
+        } else {
+            direct.push(first);
+            rest = behind;
+        }
+    }
+    // jnz to the start; hlt
+    let jump = direct.len() - 2;
+    direct[jump] -= (direct.len() - code.len()) as u8;
+    direct
+}
+
 /// That loop, where the entry is that of [`PAGE`].
 fn remapped(flush: [u8; 4]) {
     let cpu = || {
@@ -221,7 +243,10 @@ fn remapped(flush: [u8; 4]) {
         }
         cpu
     };
-    on_each_engine(&exchanging(flush), cpu, |cpu| assert_eq!(cpu.registers.get(RBX), ROUNDS / 2 * 1001));
+    let code = exchanging(flush);
+    for code in [directly(&code, PAGE), code] {
+        on_each_engine(&code, cpu, |cpu| assert_eq!(cpu.registers.get(RBX), ROUNDS / 2 * 1001));
+    }
 }
 
 #[test]
@@ -259,7 +284,9 @@ fn address_spaces_that_are_kept_keep_their_code_apart() {
         }
         cpu
     };
-    on_each_engine(&code, cpu, |cpu| assert_eq!(cpu.registers.get(RBX), ROUNDS * 2));
+    for code in [&code[..], &directly(&code, PAGE)] {
+        on_each_engine(code, cpu, |cpu| assert_eq!(cpu.registers.get(RBX), ROUNDS * 2));
+    }
 }
 
 /// A hot loop that stores to the page, loads and calls there; after half of its rounds the page gets another entry.
@@ -280,7 +307,9 @@ fn with_rights(entry: u64) -> Option<(u8, u64, u64)> {
         cpu
     };
     let found = std::cell::RefCell::new(Vec::new());
-    on_each_engine(&code, cpu, |cpu| found.borrow_mut().push(fault(cpu)));
+    for code in [&code[..], &directly(&code, PAGE)] {
+        on_each_engine(code, cpu, |cpu| found.borrow_mut().push(fault(cpu)));
+    }
     let found = found.into_inner();
     assert!(found.iter().all(|one| *one == found[0]), "{found:x?}");
     found[0]
@@ -298,9 +327,9 @@ fn rights_that_are_taken_away_are_gone_for_hot_code() {
 fn forgetting_code_whose_memory_is_full_changes_nothing() {
     // l: call *%r14; dec %ecx; jnz l; hlt
     let code = [0x41, 0xff, 0xd6, 0xff, 0xc9, 0x75, 0xf9, 0xf4];
-    for hot in [0, 3] {
+    for (hot, direct) in [(0, false), (3, false), (0, true), (3, true)] {
         let mut cpu = long();
-        write(&cpu, CODE, &code);
+        write(&cpu, CODE, &if direct { directly(&code, FUNCTION) } else { code.to_vec() });
         // A chain of 400 functions: lea 1(%rbx), %rbx; push %rbx; pop %rax; jmp to the next.
         for n in 0..400u64 {
             let jump = if n == 399 { [0xc3, 0, 0, 0, 0] } else { [0xe9, 0xf5, 0, 0, 0] };

@@ -165,8 +165,9 @@ impl Translator<'_> {
             self.a.mov_immediate(ADDRESS, rip);
             return self.outward_jump(self.stubs.dispatch);
         }
-        let another = self.a.jump_to_known_target(rip, self.stubs.layout.targets);
-        self.outward.push((Assembler::at(another), self.stubs.leave));
+        let (exit, another, unknown) = self.a.jump_under_name();
+        self.far.push((rip, exit));
+        self.unknown.push(([another, unknown], rip));
     }
 
     /// Goes to the block whose RIP is in [`ADDRESS`] after what `commit` does, which may not change the scratch registers.
@@ -254,6 +255,12 @@ impl Translator<'_> {
         for cold in std::mem::take(&mut self.cold) {
             self.missed(cold.miss);
             self.cold_path(&cold);
+        }
+        for (jumps, rip) in std::mem::take(&mut self.unknown) {
+            let here = self.a.here();
+            jumps.into_iter().for_each(|jump| self.a.land(jump, here));
+            let missing = self.a.jump_to_known_target(rip, self.stubs.layout.targets);
+            self.outward.push((Assembler::at(missing), self.stubs.leave));
         }
         for (jumps, rip) in std::mem::take(&mut self.leaving) {
             self.leave_by(&jumps, rip, self.stubs.leave);
