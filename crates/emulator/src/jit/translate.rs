@@ -12,6 +12,7 @@ mod edges;
 mod flags;
 mod flow;
 mod operand;
+mod string;
 mod system;
 mod window;
 
@@ -260,6 +261,7 @@ impl Translator<'_> {
         let lengths = (self.cold.len(), self.outward.len(), self.exits.len(), self.far.len());
         let done = match self.special(instruction) {
             Some(result) => result,
+            None if string::is_repeated(instruction) => self.repeated(instruction).map(|()| false),
             None if operand::is_bit_string(instruction) => self.bit_string(instruction).map(|()| false),
             None if matches!(instruction.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) => {
                 self.divide(instruction).map(|()| false)

@@ -7,5 +7,6 @@ mod flat;
 mod generator;
 mod machine;
 mod planted;
+mod strings;
 mod system;
 mod words;
