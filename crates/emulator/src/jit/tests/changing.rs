@@ -123,6 +123,28 @@ fn a_loop_patches_a_function_in_another_page() {
 }
 
 #[test]
+fn what_is_patched_before_serialize_is_executed_behind_it() {
+    // l: mov %cl, p+2(%rip); serialize; pause; p: add $0, %eax; dec %ecx; jnz l; hlt
+    let code =
+        [0x88, 0x0d, 7, 0, 0, 0, 0x0f, 0x01, 0xe8, 0xf3, 0x90, 0x83, 0xc0, 0, 0xff, 0xc9, 0x75, 0xee, 0xf4];
+    on_each_engine(&code, long, |cpu| assert_eq!(cpu.registers.get(0), (1..=ROUNDS).sum::<u64>()));
+}
+
+#[test]
+fn serialize_and_pause_need_no_handler() {
+    // l: serialize; pause; dec %ecx; jnz l; hlt
+    let mut cpu = long();
+    write(&cpu, CODE, &[0x0f, 0x01, 0xe8, 0xf3, 0x90, 0xff, 0xc9, 0x75, 0xf7, 0xf4]);
+    cpu.registers.set(RCX, 1000);
+    let settings = Settings { hot: 4, ..Settings::default() };
+    let mut interpreter = interpreter(cpu, &Arc::new(Shared::new(1)), Some(settings));
+    assert!(matches!(interpreter.run(), VmExit::Halt));
+    assert_eq!((interpreter.cpu.instructions, interpreter.cpu.registers.get(RCX)), (4001, 0));
+    let calls = interpreter.jit_statistics().unwrap().handler_calls;
+    assert!(calls < 10, "{calls} handlers");
+}
+
+#[test]
 fn what_a_device_writes_over_a_hot_loop_is_executed() {
     for settings in engines() {
         let cpu = long();

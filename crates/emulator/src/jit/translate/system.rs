@@ -61,6 +61,18 @@ impl Translator<'_> {
                 self.read_selector(i);
                 Ok(())
             }
+            // What waits, and changed code, are looked at where the next block is entered.
+            Mnemonic::Serialize if self.allows(i) => {
+                self.begin_branch();
+                self.exit_to(i.next_ip());
+                return Some(Ok(true));
+            }
+            Mnemonic::Pause => {
+                self.begin_branch();
+                self.a.bytes.extend_from_slice(&[0xf3, 0x90]);
+                self.exit_to(i.next_ip());
+                return Some(Ok(true));
+            }
             Mnemonic::Syscall if !kernel && self.wide() => {
                 self.system_call(i);
                 return Some(Ok(true));
