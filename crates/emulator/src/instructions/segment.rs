@@ -315,11 +315,12 @@ pub fn push_segment(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     Ok(())
 }
 
-/// POP Sreg.
+/// POP Sreg. Only the selector is read.
 pub fn pop_segment(cpu: &mut Cpu, insn: &Insn) -> Result<(), Stop> {
     let register = register(insn.r1);
     let mut stack = Stack::current(cpu);
-    let selector = stack.pop(cpu, insn.size)? as u16;
+    let selector = stack.pop(cpu, 2)? as u16;
+    stack.skip(u64::from(insn.size) - 2);
     let segment = cpu.checked_segment(register, Selector(selector))?;
     stack.set_pointer(cpu);
     finish_load(cpu, insn, register, segment)

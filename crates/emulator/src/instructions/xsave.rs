@@ -5,7 +5,7 @@ use std::ops::Range;
 use x86::{Cr0, Cr4, Exception, Vector, Xcr0};
 
 use crate::cpu::Cpu;
-use crate::insn::{Insn, Stop};
+use crate::insn::{Insn, Stop, flag};
 use crate::native::Component;
 
 /// Bytes of the legacy region.
@@ -37,11 +37,21 @@ fn check_available(cpu: &mut Cpu, undefined: bool) -> Result<(), Stop> {
     Ok(())
 }
 
+/// Bytes that are accessed at once: a segment's end, or 4 GiB, may be between two of them.
+const PIECE: usize = 16;
+
 /// The operand's linear address, aligned; `len` bytes of it are within its segment.
 fn area(cpu: &mut Cpu, insn: &Insn, (alignment, len): (u64, usize), write: bool) -> Result<u64, Stop> {
-    let len = len as u64;
-    let linear = if write { cpu.linear::<true>(insn, len)? } else { cpu.linear::<false>(insn, len)? };
-    if linear % alignment != 0 {
+    let offset = cpu.effective(insn);
+    let mut linear = offset.wrapping_add(cpu.bases[usize::from(insn.segment & 7)]);
+    if insn.has(flag::CHECKED) {
+        linear &= 0xffff_ffff;
+        for at in (0..len).step_by(PIECE) {
+            let offset = offset.wrapping_add(at as u64) & 0xffff_ffff;
+            cpu.segmented(insn.segment, offset, PIECE.min(len - at) as u64, write)?;
+        }
+    }
+    if !linear.is_multiple_of(alignment) {
         return Err(cpu.gp0());
     }
     Ok(linear)

@@ -79,8 +79,8 @@ impl Cpu {
                 let top = if attributes.contains(Attributes::DB) { 0xffff_ffff } else { 0xffff };
                 offset > limit && last <= top
             } else {
-                // With the largest limit an operand may go round the top.
-                last <= limit || limit == 0xffff_ffff
+                // With the largest limit an operand may go round the top, but only where nothing is added to it.
+                last <= limit || limit == 0xffff_ffff && register.base == 0
             };
         let writable = attributes.contains(Attributes::WRITABLE) && !attributes.contains(Attributes::CODE);
         let readable = !attributes.contains(Attributes::CODE) || attributes.contains(Attributes::WRITABLE);

@@ -144,14 +144,31 @@ fn checked_linear(cpu: &mut Cpu, insn: &Insn, operand: MemoryUse) -> Result<u64,
         return Err(cpu.gp0());
     }
     if operand.kind == MemoryKind::Whole {
-        let size = u64::from(operand.size).max(1);
-        return cpu.segmented(insn.segment, offset, size, operand.writes);
+        for (at, size) in pieces(operand.size.into()) {
+            cpu.segmented(insn.segment, offset.wrapping_add(at) & 0xffff_ffff, size, operand.writes)?;
+        }
+        return Ok(linear);
     }
     let touched = operand.touched(&cpu.vector) & operand.all_bytes();
     for at in (0..u64::from(operand.size).min(64)).filter(|at| touched >> at & 1 != 0) {
         cpu.segmented(insn.segment, offset.wrapping_add(at) & 0xffff_ffff, 1, operand.writes)?;
     }
     Ok(linear)
+}
+
+/// The accesses that an operand is made of, as places in it and sizes: each of them is on one side of 4 GiB, or refused.
+/// x87's environment has seven fields, an 80-bit number its significand and the rest.
+fn pieces(size: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (fields, field, numbers) = match size {
+        10 => (0, 0, 1),
+        14 => (7, 2, 0),
+        28 => (7, 4, 0),
+        94 => (7, 2, 8),
+        108 => (7, 4, 8),
+        _ => (1, size.max(1), 0),
+    };
+    let numbers = (0..numbers).map(move |n| fields * field + 10 * n).flat_map(|at| [(at, 8), (at + 8, 2)]);
+    (0..fields).map(move |n| (n * field, field)).chain(numbers)
 }
 
 #[inline(always)]

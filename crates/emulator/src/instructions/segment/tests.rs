@@ -95,6 +95,21 @@ fn push_and_pop_of_segments_move_the_stack_by_the_operand_size() {
 }
 
 #[test]
+fn a_pop_of_a_segment_reads_its_selector_only() {
+    let mut cpu = protected();
+    let mut stack = *cpu.segment(SegmentRegister::Ss);
+    stack.limit = 0x5001;
+    cpu.set_segment(SegmentRegister::Ss, stack);
+    put(&cpu, 0x5000, KERNEL_DATA);
+    cpu.registers.set(4, 0x5000);
+    run(&mut cpu, &[0x07]).unwrap();
+    assert_eq!(cpu.segment(SegmentRegister::Es).selector, Selector(KERNEL_DATA));
+    assert_eq!(cpu.registers.get(4), 0x5004);
+    cpu.registers.set(4, 0x5001);
+    assert!(run(&mut cpu, &[0x07]).is_err());
+}
+
+#[test]
 fn far_pointers_load_both_halves_or_none() {
     let mut cpu = long();
     put(&cpu, 0x5000, 0x1122_3344u32);
