@@ -20,6 +20,13 @@ pub const ADDRESS: Host = 14;
 /// Scratch.
 pub const SCRATCH: Host = 15;
 
+/// Conditions by their numbers in an encoding: above or equal, equal, not equal, below or equal, above.
+pub const AE: u8 = 3;
+pub const E: u8 = 4;
+pub const NE: u8 = 5;
+pub const BE: u8 = 6;
+pub const A: u8 = 7;
+
 /// Bytes of code in the making.
 #[derive(Default)]
 pub struct Assembler {
@@ -74,8 +81,11 @@ impl Assembler {
         }
     }
 
-    /// `lea reg, [base + index * 2^scale + disp]`; without base or index where they are `None`.
+    /// `lea reg, [base + index * 2^scale + disp]`; without base or index where they are `None`. A `mov` where that is the same.
     pub fn lea(&mut self, wide: bool, reg: Host, base: Option<Host>, index: Option<(Host, u8)>, disp: i32) {
+        if let (Some(base), None, 0) = (base, index, disp) {
+            return self.registers(wide, &[0x8b], reg, base);
+        }
         if let (Some(base), None) = (base, index) {
             return self.memory(wide, &[0x8d], reg, base, disp);
         }
@@ -131,6 +141,18 @@ impl Assembler {
         self.bytes.extend_from_slice(&[0xc1, 0xc0 | extension << 3 | register & 7, count]);
     }
 
+    /// Puts a register's value into another, shifted or rotated to the right: what comes to the top is not defined.
+    fn rotated(&mut self, to: Host, from: Host, count: u8) {
+        if std::is_x86_feature_detected!("bmi2") {
+            // rorx
+            let registers = (!to >> 3 & 1) << 7 | 1 << 6 | (!from >> 3 & 1) << 5;
+            let modes = 0xc0 | (to & 7) << 3 | from & 7;
+            return self.bytes.extend_from_slice(&[0xc4, registers | 3, 0xfb, 0xf0, modes, count]);
+        }
+        self.mov(to, from);
+        self.shift(5, to, count);
+    }
+
     /// ALU operations with a 32-bit immediate: 0 ADD, 4 AND, 7 CMP.
     pub fn alu_immediate(&mut self, wide: bool, extension: u8, register: Host, value: i32) {
         self.rex(wide, 0, 0, register);
@@ -142,17 +164,30 @@ impl Assembler {
     /// address to [`SCRATCH`], the place in the page to [`ADDRESS`]. `folded`: as [`crate::mmu::Tlb::is_folded`]. The jump is
     /// taken where the tag at `tag` is not that of `size` bytes there. Overwrites the flags.
     pub fn find_entry(&mut self, tlb: i32, tag: i32, size: i32, folded: bool) -> Jump {
-        self.mov(SCRATCH, ADDRESS);
+        // Neither the fold nor the mask looks at what a rotation brings to the top.
         if folded {
-            self.shift(5, SCRATCH, FOLD);
+            self.rotated(SCRATCH, ADDRESS, FOLD);
             self.registers(true, &[0x33], SCRATCH, ADDRESS);
+            self.shift(5, SCRATCH, 7);
+        } else {
+            self.rotated(SCRATCH, ADDRESS, 7);
         }
-        self.shift(5, SCRATCH, 7);
         self.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
         self.memory(true, &[0x03], SCRATCH, RSP, tlb);
         self.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
         self.alu_immediate(true, 7, ADDRESS, 4096 - size);
         self.jump_if(7)
+    }
+
+    /// Instructions that do nothing, up to a multiple of `alignment`, where this code is going to be at `address`.
+    pub fn align(&mut self, address: u64, alignment: u64) {
+        // nop dword [rax + rax + 0] with a 32-bit displacement, and nop with prefixes.
+        const LONG: [u8; 8] = [0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
+        const SHORT: [u8; 8] = [0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90];
+        let here = address + self.here() as u64;
+        let missing = (here.next_multiple_of(alignment) - here) as usize;
+        (0..missing / 8).for_each(|_| self.bytes.extend_from_slice(&LONG));
+        self.bytes.extend_from_slice(&SHORT[8 - missing % 8..]);
     }
 
     /// `jcc rel32` by the condition's number.

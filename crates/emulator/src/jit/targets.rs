@@ -245,14 +245,15 @@ impl Assembler {
     }
 
     /// Goes to code that is known for one table, by that table's name: both are filled in later, by [`FarExit`]. The table's
-    /// address is in [`SCRATCH`] then. The jump is taken where it is another table; the second one is the one to be filled in.
-    pub fn jump_under_name(&mut self) -> (FarExit, Jump, Jump) {
+    /// address is in [`SCRATCH`] then. The first jump is taken where it is another table; the second one is the one to be filled
+    /// in.
+    pub fn jump_under_name(&mut self) -> (FarExit, [Jump; 2]) {
         self.load(SCRATCH, RSP, slot::TARGETS);
         self.memory(false, &[0x81], 7, SCRATCH, NAME);
         let exit = FarExit(self.here());
         self.bytes.extend_from_slice(&[0; size_of::<Name>()]);
         let another = self.jump_if(5);
-        (exit, another, self.jump())
+        (exit, [another, self.jump()])
     }
 
     /// Goes to the code for a known RIP, which stays in [`ADDRESS`], by the table at [`SCRATCH`]. The jump is taken where it

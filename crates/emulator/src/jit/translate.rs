@@ -122,9 +122,8 @@ struct Translator<'a> {
     keeps_flags: bool,
     outward: Vec<(usize, usize)>,
     exits: Vec<(u64, usize)>,
-    far: Vec<(u64, FarExit)>,
-    /// Ways of those where the table is another or nothing is known yet, and RIP.
-    unknown: Vec<([Jump; 2], u64)>,
+    /// RIP, the exit, and its ways where the table is another or nothing is known yet.
+    far: Vec<(u64, FarExit, [Jump; 2])>,
     /// Where the page's expected state stands.
     states: Vec<usize>,
     /// Where the code is going to be.
@@ -136,6 +135,10 @@ struct Translator<'a> {
     factory: InstructionInfoFactory,
     encoder: Encoder,
 }
+
+/// Bytes that the host fetches and decodes together: loops of so many parts at most begin with them.
+const LINE: u64 = 64;
+const SMALL_LOOP: usize = 8;
 
 /// The instruction cannot be copied: call its handler.
 struct NotCopied;
@@ -171,7 +174,6 @@ pub fn translate(
         outward: Vec::new(),
         exits: Vec::new(),
         far: Vec::new(),
-        unknown: Vec::new(),
         states: Vec::new(),
         address,
         need: 0,
@@ -206,6 +208,7 @@ impl Translator<'_> {
         }
         self.cold_paths();
         let Self { a, outward, exits, far, states, .. } = self;
+        let far = far.into_iter().map(|(rip, exit, _)| (rip, exit)).collect();
         Translation { bytes: a.bytes, outward, exits, far, entries, states }
     }
 
@@ -216,6 +219,9 @@ impl Translator<'_> {
     /// Translates one part.
     fn part_at(&mut self, present: usize) {
         self.present = present;
+        if self.begins_loop(present) {
+            self.a.align(self.address, LINE);
+        }
         let here = self.a.here();
         self.labels[present] = Some(here);
         for jump in std::mem::take(&mut self.waiting[present]) {
@@ -249,6 +255,16 @@ impl Translator<'_> {
         }
     }
 
+    /// Whether a part is where a small loop begins: one of the next parts leads back to it.
+    fn begins_loop(&self, part: usize) -> bool {
+        let rip = self.region.parts[part].block.rip;
+        let leads_back = |from: usize| {
+            let successors = &self.region.parts[from].successors;
+            successors.contains(&rip) && self.region.target(from, rip) == Some(part)
+        };
+        (part..self.region.parts.len()).take(SMALL_LOOP).any(leads_back)
+    }
+
     /// Whether the present instruction is its block's last.
     fn is_last(&self) -> bool {
         self.number + 1 == self.part().insns.len()
@@ -277,7 +293,6 @@ impl Translator<'_> {
             self.outward.truncate(lengths.1);
             self.exits.truncate(lengths.2);
             self.far.truncate(lengths.3);
-            self.unknown.truncate(lengths.3);
             self.handler(instruction)
         });
         self.check_recipe(before);
@@ -419,12 +434,12 @@ impl Translator<'_> {
         vector: Option<vectors::Use>,
     ) -> Result<Vec<Miss>, NotCopied> {
         let mut misses = Vec::new();
-        self.effective_address(i)?;
+        let size = i.memory_size().size() as u32;
+        self.effective_address(i, size.max(1))?;
         let own = if i.mnemonic() == Mnemonic::Cmpxchg16b { 16 } else { 1 };
         if let Some(alignment) = Some(vector.map_or(own, |v| v.alignment)).filter(|&a| a > 1) {
             misses.push(self.misaligned(alignment).into());
         }
-        let size = i.memory_size().size() as u32;
         misses.push(if operand::is_on_stack(i) {
             self.probe_stack(access, size)
         } else {

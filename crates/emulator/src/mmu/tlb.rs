@@ -177,7 +177,7 @@ impl ViewState {
 /// A set of page numbers, with some that are not in it: they share a bit with others.
 struct PageSet {
     bits: Box<[u64; Self::BITS / 64]>,
-    len: usize,
+    is_empty: bool,
 }
 
 impl PageSet {
@@ -185,7 +185,7 @@ impl PageSet {
     const BITS: usize = 1 << 16;
 
     fn new() -> Self {
-        Self { bits: Box::new([0; Self::BITS / 64]), len: 0 }
+        Self { bits: Box::new([0; Self::BITS / 64]), is_empty: true }
     }
 
     /// A page's word and bit.
@@ -196,8 +196,8 @@ impl PageSet {
 
     fn insert(&mut self, page: u64) {
         let (word, bit) = Self::place(page);
-        self.len += usize::from(self.bits[word] & bit == 0);
         self.bits[word] |= bit;
+        self.is_empty = false;
     }
 
     /// Whether a page is in it, or seems to be.
@@ -207,7 +207,7 @@ impl PageSet {
     }
 
     fn clear(&mut self) {
-        if std::mem::take(&mut self.len) != 0 {
+        if !std::mem::replace(&mut self.is_empty, true) {
             self.bits.fill(0);
         }
     }

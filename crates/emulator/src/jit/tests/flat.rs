@@ -210,3 +210,24 @@ fn branches_reach_the_other_end_of_the_addresses() {
     });
     assert_eq!((state.rip, state.gprs[0]), (0xffff_f809, 200));
 }
+
+#[test]
+fn an_operand_goes_over_the_end_of_a_segment_only_where_its_base_is_0() {
+    // again: mov %gs:(%edi), %eax; add %eax, %ebx; dec %edi; dec %ecx; jnz again; hlt
+    let code = [0x65, 0x8b, 0x07, 0x01, 0xc3, 0x4f, 0x49, 0x75, 0xf7, 0xf4];
+    for base in [0, 1, DATA] {
+        let (state, done) = same(&|| {
+            let mut cpu = compatibility();
+            write(&cpu, CODE, &code);
+            let segment = Segment { base, ..*cpu.segment(SegmentRegister::Ds) };
+            cpu.set_segment(SegmentRegister::Gs, segment);
+            cpu.registers.set(1, 200);
+            cpu.registers.set(7, 100);
+            cpu.rip = CODE;
+            cpu
+        });
+        let end = if base == 0 { (CODE + 10, 0xffff_ff9c) } else { (handler(13) + 1, 0xffff_ffff) };
+        assert_eq!((state.rip, state.gprs[7]), end, "base {base:#x}");
+        assert!(done.blocks > 0 && done.handler_calls < 40, "{done:?}");
+    }
+}

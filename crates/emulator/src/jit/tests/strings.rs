@@ -1,6 +1,6 @@
 //! Repeated string instructions: what they store and where they leave their registers, against a model.
 
-use super::changing::{DATA, ROUNDS, on_each_engine, write};
+use super::changing::{DATA, PAGE, ROUNDS, fault, on_each_engine, with_page};
 use crate::cpu::Cpu;
 use crate::testing::*;
 
@@ -131,26 +131,24 @@ fn a_store_over_the_next_instruction_is_executed() {
 
 #[test]
 fn a_fault_in_the_middle_leaves_what_was_done() {
-    // mov %r8, %rdi; push %rcx; mov %r9, %rcx; rep stosb; pop %rcx; dec %ecx; jnz l; hlt
+    // l: mov %r8, %rdi; push %rcx; mov %r9, %rcx; rep stosb; pop %rcx; add $0x40, %r8; dec %ecx; jnz l; hlt
     let code = [
         0x4c, 0x89, 0xc7, 0x51, 0x4c, 0x89, 0xc9, 0xf3, 0xaa, 0x59, 0x49, 0x83, 0xc0, 0x40, 0xff, 0xc9, 0x75,
         0xee, 0xf4,
     ];
     let machine = || {
-        let cpu = super::changing::with_page(DATA);
         // The page behind it is not there.
-        let mut cpu = cpu;
-        cpu.registers.set(8, super::changing::PAGE + 0x800);
+        let mut cpu = with_page(DATA);
+        cpu.registers.set(8, PAGE + 0x800);
         cpu.registers.set(9, 0x100);
-        write(&cpu, DATA, &[0; 4]);
         cpu
     };
     on_each_engine(&code, machine, |cpu| {
         // The 30th round's last bytes are the first behind the page.
-        assert_eq!(super::changing::fault(cpu).map(|(vector, error, _)| (vector, error)), Some((14, 2)));
-        assert_eq!(cpu.cr2, super::changing::PAGE + 0x1000);
-        assert_eq!(cpu.registers.get(RDI), super::changing::PAGE + 0x1000);
+        assert_eq!(fault(cpu).map(|(vector, error, _)| (vector, error)), Some((14, 2)));
+        assert_eq!(cpu.cr2, PAGE + 0x1000);
+        assert_eq!(cpu.registers.get(RDI), PAGE + 0x1000);
         let left = cpu.registers.get(1);
-        assert_eq!(left, cpu.registers.get(8) + 0x100 - (super::changing::PAGE + 0x1000));
+        assert_eq!(left, cpu.registers.get(8) + 0x100 - (PAGE + 0x1000));
     });
 }

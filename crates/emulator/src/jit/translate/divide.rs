@@ -3,13 +3,8 @@
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::{Flags, NotCopied, Translator};
-use crate::jit::assembler::{ADDRESS, RAX, RDX, SCRATCH};
+use crate::jit::assembler::{ADDRESS, AE, BE, NE, RAX, RDX, SCRATCH};
 use crate::mmu::Access;
-
-/// Bits of conditions: above or equal, not equal, below or equal.
-const AE: u8 = 3;
-const NE: u8 = 5;
-const BE: u8 = 6;
 
 impl Translator<'_> {
     /// DIV and IDIV by 32 and 64 bits. The flags, which the manual leaves undefined, stay as they are.
@@ -25,7 +20,7 @@ impl Translator<'_> {
         let call = self.call();
         let mut ways = Vec::new();
         if in_memory {
-            self.effective_address(i)?;
+            self.effective_address(i, size as u32)?;
             ways.push(self.probe(Access::Read, size as u32));
             self.a.memory(wide, &[0x8b], SCRATCH, ADDRESS, 0);
         } else {

@@ -165,9 +165,8 @@ impl Translator<'_> {
             self.a.mov_immediate(ADDRESS, rip);
             return self.outward_jump(self.stubs.dispatch);
         }
-        let (exit, another, unknown) = self.a.jump_under_name();
-        self.far.push((rip, exit));
-        self.unknown.push(([another, unknown], rip));
+        let (exit, ways) = self.a.jump_under_name();
+        self.far.push((rip, exit, ways));
     }
 
     /// Goes to the block whose RIP is in [`ADDRESS`] after what `commit` does, which may not change the scratch registers.
@@ -256,9 +255,10 @@ impl Translator<'_> {
             self.missed(cold.miss);
             self.cold_path(&cold);
         }
-        for (jumps, rip) in std::mem::take(&mut self.unknown) {
+        for at in 0..self.far.len() {
+            let (rip, _, ways) = self.far[at];
             let here = self.a.here();
-            jumps.into_iter().for_each(|jump| self.a.land(jump, here));
+            ways.into_iter().for_each(|jump| self.a.land(jump, here));
             let missing = self.a.jump_to_known_target(rip, self.stubs.layout.targets);
             self.outward.push((Assembler::at(missing), self.stubs.leave));
         }

@@ -219,8 +219,8 @@ impl Translator<'_> {
     fn push_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.give_up_flags();
         let call = self.call();
-        self.effective_address(i)?;
         let word = self.word();
+        self.effective_address(i, word as u32)?;
         let unread = self.probe(Access::Read, word as u32);
         self.load_word(ADDRESS, ADDRESS, 0);
         self.a.store(ADDRESS, RSP, slot::SPARE);
@@ -275,8 +275,9 @@ impl Translator<'_> {
     /// CALL and JMP to an address in memory.
     fn branch_through_memory(&mut self, i: &Instruction) -> Result<bool, NotCopied> {
         self.begin_branch();
-        self.effective_address(i)?;
-        let miss = self.probe(Access::Read, self.word() as u32);
+        let word = self.word() as u32;
+        self.effective_address(i, word)?;
+        let miss = self.probe(Access::Read, word);
         self.no_resume(miss);
         self.load_word(ADDRESS, ADDRESS, 0);
         if i.is_jmp_near_indirect() {

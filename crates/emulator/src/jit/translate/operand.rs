@@ -93,18 +93,28 @@ impl Translator<'_> {
         Ok(sized(host, register.size()))
     }
 
-    /// Puts a memory operand's linear address into [`ADDRESS`]. Leaves the host's flags as they are unless a segment's base is
-    /// added.
-    pub(super) fn effective_address(&mut self, i: &Instruction) -> Result<(), NotCopied> {
+    /// Puts the linear address of a memory operand of `size` bytes into [`ADDRESS`]. Leaves the host's flags as they are unless
+    /// a segment's base is added.
+    pub(super) fn effective_address(&mut self, i: &Instruction, size: u32) -> Result<(), NotCopied> {
         let wide = self.wide();
         if !wide && !flat::reaches(i, self.source.mode) {
             return Err(NotCopied);
         }
         self.effective_address_to(ADDRESS, wide, i)?;
-        match i.memory_segment() {
-            Register::FS => self.a.memory(wide, &[0x03], ADDRESS, RSP, slot::FS_BASE),
-            Register::GS => self.a.memory(wide, &[0x03], ADDRESS, RSP, slot::GS_BASE),
-            _ => {}
+        let base = match i.memory_segment() {
+            Register::FS => slot::FS_BASE,
+            Register::GS => slot::GS_BASE,
+            _ => return Ok(()),
+        };
+        if !wide {
+            // What goes over the segment's end gets an address that is not canonical, so that no probe finds it.
+            self.a.lea(true, SCRATCH, Some(ADDRESS), None, size as i32 - 1);
+            self.a.shift(5, SCRATCH, 32);
+            self.a.shift(4, SCRATCH, 62);
+        }
+        self.a.memory(wide, &[0x03], ADDRESS, RSP, base);
+        if !wide {
+            self.a.registers(true, &[0x0b], ADDRESS, SCRATCH);
         }
         Ok(())
     }
@@ -171,12 +181,13 @@ impl Translator<'_> {
     pub(super) fn bit_string(&mut self, i: &Instruction) -> Result<(), NotCopied> {
         let (size, bit) = (i.op_register(1).size() as u8, i.op_register(1).full_register().number() as u8);
         let wraps = i.memory_base().is_gpr32() || i.memory_index().is_gpr32();
-        if size < 4 || wraps && self.wide() {
+        let goes_round = !matches!(i.memory_segment(), Register::FS | Register::GS);
+        if size < 4 || wraps && self.wide() || !goes_round && !self.wide() {
             return Err(NotCopied);
         }
         self.give_up_flags();
         let call = self.call();
-        self.effective_address(i)?;
+        self.effective_address(i, size.into())?;
         let scale = size.trailing_zeros() as u8;
         self.word_of_bit(bit, size);
         self.a.lea(self.wide(), ADDRESS, Some(ADDRESS), Some((SCRATCH, scale)), 0);

@@ -3,29 +3,26 @@
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use super::{Miss, NotCopied, Translator};
-use crate::jit::assembler::{ADDRESS, Host, Jump, RCX, RDI, RSI, RSP, SCRATCH};
+use super::{NotCopied, Translator};
+use crate::jit::assembler::{A, ADDRESS, Host, Jump, NE, RCX, RDI, RSI, RSP, SCRATCH};
 use crate::jit::frame::slot;
 use crate::jit::owner;
 use crate::mmu::{ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 
-/// Bits of conditions: not equal, above.
-const NE: u8 = 5;
-const A: u8 = 7;
 const DF: i32 = x86::Flags::DF.bits() as i32;
 const PAGE: i32 = 4096;
 
 /// Whether an instruction is a repeated STOS or MOVS of 64-bit code, without a base for its operands.
 pub fn is_repeated(i: &Instruction) -> bool {
     use Mnemonic::{Movsb, Movsd, Movsq, Movsw, Stosb, Stosd, Stosq, Stosw};
-    let source = match i.mnemonic() {
+    let plain = match i.mnemonic() {
         Stosb | Stosw | Stosd | Stosq => true,
         Movsb | Movsw | Movsd | Movsq => {
             i.op_kind(1) == OpKind::MemorySegRSI && !matches!(i.memory_segment(), Register::FS | Register::GS)
         }
         _ => false,
     };
-    source && i.has_rep_prefix() && i.op_kind(0) == OpKind::MemoryESRDI
+    plain && i.has_rep_prefix() && i.op_kind(0) == OpKind::MemoryESRDI
 }
 
 impl Translator<'_> {
@@ -39,11 +36,8 @@ impl Translator<'_> {
         let scale = size.trailing_zeros() as u8;
         self.give_up_flags();
         let call = self.call();
-        // test dword [system flags], DF
-        self.a.load(SCRATCH, RSP, slot::OWNER);
-        self.a.memory(false, &[0xf7], 0, SCRATCH, owner::SYSTEM_FLAGS);
-        self.a.bytes.extend_from_slice(&DF.to_le_bytes());
-        let mut ways = vec![self.a.jump_if(NE)];
+        self.owner();
+        let mut ways = vec![self.test(owner::SYSTEM_FLAGS, DF, NE)];
         self.a.alu_immediate(true, 7, RCX, PAGE >> scale);
         ways.push(self.a.jump_if(A));
         if moves {
@@ -77,7 +71,7 @@ impl Translator<'_> {
         if moves {
             self.a.load(RSI, RSP, slot::CALL);
         }
-        ways.into_iter().for_each(|way| self.resume_here(Miss::from(way), call, i));
+        ways.into_iter().for_each(|way| self.resume_here(way, call, i));
         Ok(())
     }
 

@@ -7,7 +7,9 @@ use x86::{Cr4, Efer, SegmentRegister};
 
 use super::operand::{Home, home};
 use super::{NotCopied, Translator};
-use crate::jit::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, R11, RAX, RCX, RDX, RSP, SCRATCH};
+use crate::jit::assembler::{
+    ADDRESS, Assembler, E, GUEST_RSP, Host, Jump, NE, R11, RAX, RCX, RDX, RSP, SCRATCH,
+};
 use crate::jit::frame::{forget_stack, slot};
 use crate::jit::owner;
 use crate::mmu::{Access, View, ViewState};
@@ -28,9 +30,6 @@ const RETURNED: i32 = ARITHMETIC
 /// The flags that LAHF tells, and OF's bit.
 const LAHF: i32 = 0xd5;
 const OF_BIT: u8 = 11;
-/// Bits of conditions: equal, not equal.
-const E: u8 = 4;
-const NE: u8 = 5;
 
 /// Extensions of 81 /n.
 const OR: u8 = 1;
@@ -91,7 +90,7 @@ impl Translator<'_> {
     }
 
     /// The interpreter's address, to [`SCRATCH`].
-    fn owner(&mut self) {
+    pub(super) fn owner(&mut self) {
         self.a.load(SCRATCH, RSP, slot::OWNER);
     }
 
@@ -114,10 +113,7 @@ impl Translator<'_> {
         self.a.bytes.push(0);
         let attention = self.a.jump_if(NE);
         [waits, counts, attention].into_iter().for_each(|jump| self.no_resume(jump));
-        // test dword [..], IF
-        self.a.memory(false, &[0xf7], 0, SCRATCH, owner::SYSTEM_FLAGS);
-        self.a.bytes.extend_from_slice(&IF.to_le_bytes());
-        let set = self.a.jump_if(NE);
+        let set = self.test(owner::SYSTEM_FLAGS, IF, NE);
         self.a.alu_memory(OR, SCRATCH, owner::SYSTEM_FLAGS, IF);
         self.a.store_byte(SCRATCH, owner::SHADOW, 1);
         self.a.load(ADDRESS, RSP, slot::COUNT);
@@ -318,7 +314,7 @@ impl Translator<'_> {
     }
 
     /// Tests bits of a double word of the owner's.
-    fn test(&mut self, at: i32, bits: i32, condition: u8) -> Jump {
+    pub(super) fn test(&mut self, at: i32, bits: i32, condition: u8) -> Jump {
         self.a.memory(false, &[0xf7], 0, SCRATCH, at);
         self.a.bytes.extend_from_slice(&bits.to_le_bytes());
         self.a.jump_if(condition)

@@ -103,7 +103,7 @@ impl Translator<'_> {
         let size = (window.high - low) as u32;
         let mut start = insns[0];
         start.set_memory_displacement64(low as u64);
-        self.effective_address(&start).map_err(|NotCopied| 0usize)?;
+        self.effective_address(&start, size).map_err(|NotCopied| 0usize)?;
         let mut misses = Vec::new();
         if window.alignment > 1 {
             misses.push(self.misaligned(window.alignment as u16).into());
