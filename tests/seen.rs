@@ -14,11 +14,11 @@ const LIMIT: Duration = Duration::from_secs(300);
 const CPUS: usize = 2;
 
 /// What the host has to have for the guest to have it: instructions that programs use as soon as the processor says that
-/// it has them. Protection keys, LA57 and the like are done in software.
+/// it has them. Protection keys, LA57, MOVDIR64B, SERIALIZE and the like are done in software.
 const INSTRUCTIONS: &str = "abm adx aes avx avx2 avx512_bf16 avx512_bitalg avx512_fp16 avx512_vbmi2 avx512_vnni \
     avx512_vpopcntdq avx512bw avx512cd avx512dq avx512f avx512ifma avx512vbmi avx512vl avx_vnni amx_bf16 amx_int8 amx_tile \
-    bmi1 bmi2 clflush clflushopt clwb cldemote cmov cx16 cx8 erms f16c fma fsgsbase fsrm gfni lahf_lm mmx movbe movdir64b \
-    movdiri pclmulqdq pdpe1gb pni popcnt rdpid rdrand rdseed rdtscp rtm serialize sha_ni sse sse2 sse4_1 sse4_2 sse4a \
+    bmi1 bmi2 clflush clflushopt clwb cmov cx16 cx8 erms f16c fma fsgsbase fsrm gfni lahf_lm mmx movbe \
+    pclmulqdq pdpe1gb pni popcnt rdpid rdrand rdseed rdtscp rtm sha_ni sse sse2 sse4_1 sse4_2 sse4a \
     ssse3 syscall tbm umip vaes vpclmulqdq waitpkg xgetbv1 xop xsave xsavec xsaveopt xsaves 3dnow fma4";
 
 const PARTS: &[(&str, &str)] = &[

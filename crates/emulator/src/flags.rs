@@ -2,6 +2,7 @@
 
 use x86::Flags;
 
+use crate::undefined::Undefined;
 use crate::width::Width;
 
 /// The last result and its carries; each flag is derived when somebody asks.
@@ -37,7 +38,7 @@ impl LazyFlags {
         self.adjust = (a ^ b ^ r) as u32 & AUXILIARY;
     }
 
-    /// After AND, OR, XOR or TEST: CF and OF clear; AF, which is undefined, clear as on Intel's processors.
+    /// After AND, OR, XOR or TEST: CF and OF clear; AF, which is undefined, clear as on Intel's and AMD's processors.
     #[inline(always)]
     pub fn set_logic<W: Width>(&mut self, result: W) {
         *self = Self { result: result.sext(), carries: 0, adjust: 0 };
@@ -54,6 +55,13 @@ impl LazyFlags {
     #[inline(always)]
     pub fn set_cf_of(&mut self, cf: bool, of: bool) {
         self.carries = u64::from(cf) << 63 | u64::from(cf ^ of) << 62;
+    }
+
+    /// After a shift: SF, ZF and PF from a result, AF, which is undefined, as the host leaves it, CF and OF as given.
+    #[inline(always)]
+    pub fn set_shifted<W: Width>(&mut self, result: W, cf: bool, of: bool) {
+        self.set_result(result, cf, of);
+        self.adjust = if Undefined::of_host().shifts_set_af { AUXILIARY } else { 0 };
     }
 
     /// Replaces CF alone.

@@ -27,6 +27,7 @@ pub mod registers;
 pub mod shared;
 #[cfg(test)]
 pub mod testing;
+pub mod undefined;
 pub mod vcpu;
 pub mod width;
 

@@ -5,6 +5,7 @@
 
 mod attention;
 mod bus;
+mod host_xsave;
 mod interrupt;
 mod nothing;
 mod state;
@@ -13,6 +14,7 @@ mod vcpu;
 
 pub use attention::{Attention, Signals};
 pub use bus::{Bus, Space};
+pub use host_xsave::HostXsave;
 pub use interrupt::{CpuEvent, InterruptController, MsrFault};
 pub use nothing::Nothing;
 pub use state::{VcpuState, VectorState, XSAVE_AREA_SIZE};

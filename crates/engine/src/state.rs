@@ -4,7 +4,8 @@ use x86::{Cr0, Cr4, Efer, Flags, Segment, Selector, TableRegister};
 /// Bytes of an XSAVE area in the standard format, up to and including PKRU.
 pub const XSAVE_AREA_SIZE: usize = 2696;
 
-/// x87, SSE, AVX and AVX-512 state as an XSAVE area in the standard format.
+/// x87, SSE, AVX and AVX-512 state as an XSAVE area in the standard format, each component where Intel's processors have it
+/// ([`crate::HostXsave`] where the host does).
 /// SDM vol. 1, *Managing State Using the XSAVE Feature Set*.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VectorState(pub Box<[u8; XSAVE_AREA_SIZE]>);

@@ -1,7 +1,7 @@
 //! The architectural state, between [`VcpuState`] and KVM's structures.
 #![allow(unsafe_code)] // KVM_SET_XSAVE.
 
-use engine::{EngineError, VcpuState, VectorState, XSAVE_AREA_SIZE};
+use engine::{EngineError, HostXsave, VcpuState, VectorState, XSAVE_AREA_SIZE};
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
     KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_debugregs, kvm_dtable, kvm_mp_state,
@@ -148,13 +148,14 @@ fn from_xsave(xsave: &kvm_xsave) -> VectorState {
     for (bytes, word) in vector.0.chunks_exact_mut(4).zip(&xsave.region) {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
+    *vector.0 = HostXsave::get().from_host(&vector.0);
     vector
 }
 
 fn to_xsave(vector: &VectorState) -> kvm_xsave {
     const { assert!(XSAVE_AREA_SIZE.is_multiple_of(4) && XSAVE_AREA_SIZE <= size_of::<kvm_xsave>()) };
     let mut xsave = kvm_xsave::default();
-    for (word, bytes) in xsave.region.iter_mut().zip(vector.0.chunks_exact(4)) {
+    for (word, bytes) in xsave.region.iter_mut().zip(HostXsave::get().to_host(&vector.0).chunks_exact(4)) {
         *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
     }
     xsave

@@ -3,6 +3,7 @@
 use super::shape::{Form, Shape, by_size_from_16};
 use crate::cpu::Cpu;
 use crate::insn::{Handler, Insn, Stop, flag};
+use crate::undefined::Undefined;
 use crate::width::Width;
 
 /// What a bit test does to the bit.
@@ -141,7 +142,12 @@ fn scan<D: Direction + 'static>(shape: &Shape) -> Option<Handler> {
 fn finish_scan<D: Direction, W: Width>(cpu: &mut Cpu, insn: &Insn, value: W) {
     cpu.flags.set_logic(value);
     if value.zext() != 0 {
-        W::write(&mut cpu.registers, insn.r1, W::truncate(u64::from(D::find(value.zext()))));
+        let index = W::truncate(u64::from(D::find(value.zext())));
+        W::write(&mut cpu.registers, insn.r1, index);
+        if Undefined::of_host().scans_flag_the_index {
+            cpu.flags.set_logic(index);
+            cpu.flags.set_zf(false);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use x86::{Exception, Vector};
 use super::shape::{Form, Shape, by_size, by_size_from_16};
 use crate::cpu::Cpu;
 use crate::insn::{Handler, Insn, Stop};
+use crate::undefined::Undefined;
 use crate::width::Width;
 
 /// An operation on the accumulator (and RDX) with one operand.
@@ -56,7 +57,7 @@ impl Accumulate for Mul {
         let product = u128::from(W::read(&cpu.registers, 0).zext()) * u128::from(operand.zext());
         write_pair::<W>(cpu, product);
         let high = product >> W::BITS != 0;
-        cpu.flags.set_result(W::truncate(product as u64), high, high);
+        set_flags::<W>(cpu, product as u64, high);
         Ok(())
     }
 }
@@ -108,7 +109,14 @@ fn signed_product<W: Width>(a: W, b: W) -> i128 {
 fn set_signed_flags<W: Width>(cpu: &mut Cpu, product: i128) {
     let low = W::truncate(product as u64);
     let cut = i128::from(low.sext() as i64) != product;
-    cpu.flags.set_result(low, cut, cut);
+    set_flags::<W>(cpu, product as u64, cut);
+}
+
+/// CF and OF; the others, which are undefined, follow from the product, or as translated code has them where the host leaves
+/// them alone: as after a zero.
+fn set_flags<W: Width>(cpu: &mut Cpu, product: u64, cut: bool) {
+    let product = if Undefined::of_host().products_keep_flags { 0 } else { product };
+    cpu.flags.set_result(W::truncate(product), cut, cut);
 }
 
 /// The instance of an accumulator operation.

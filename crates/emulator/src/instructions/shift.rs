@@ -4,6 +4,7 @@ use super::shape::{Form, Shape, by_size, by_size_from_16};
 use crate::cpu::Cpu;
 use crate::flags::LazyFlags;
 use crate::insn::{Handler, Insn, Stop};
+use crate::undefined::Undefined;
 use crate::width::Width;
 
 /// A shift or rotate by a count that is already masked to 5 bits, or 6 for quadwords, and not zero.
@@ -37,7 +38,7 @@ impl Shift for Shl {
     fn apply<W: Width>(flags: &mut LazyFlags, a: W, count: u32) -> W {
         let result = W::truncate(a.zext().checked_shl(count).unwrap_or(0));
         let cf = count <= W::BITS && bit(a.zext(), W::BITS - count);
-        flags.set_result(result, cf, result.sign() != cf);
+        flags.set_shifted(result, cf, result.sign() != cf);
         result
     }
 }
@@ -47,7 +48,7 @@ impl Shift for Shr {
         let result = W::truncate(a.zext().checked_shr(count).unwrap_or(0));
         // OF is the old sign for a count of one; for others, where it is undefined, the top two bits' difference.
         let of = result.sign() != bit(result.zext(), W::BITS - 2);
-        flags.set_result(result, bit(a.zext(), count - 1), if count == 1 { a.sign() } else { of });
+        flags.set_shifted(result, bit(a.zext(), count - 1), if count == 1 { a.sign() } else { of });
         result
     }
 }
@@ -56,7 +57,7 @@ impl Shift for Sar {
     fn apply<W: Width>(flags: &mut LazyFlags, a: W, count: u32) -> W {
         let signed = a.sext() as i64;
         let result = W::truncate((signed >> count.min(63)) as u64);
-        flags.set_result(result, (signed >> (count - 1).min(63)) & 1 != 0, false);
+        flags.set_shifted(result, (signed >> (count - 1).min(63)) & 1 != 0, false);
         result
     }
 }
@@ -90,7 +91,10 @@ impl Shift for Rcl {
     fn apply<W: Width>(flags: &mut LazyFlags, a: W, count: u32) -> W {
         let count = count % (W::BITS + 1);
         if count == 0 {
-            // A whole turn through the carry leaves the flags alone.
+            if Undefined::of_host().whole_turns_set_of {
+                let cf = flags.cf();
+                flags.set_cf_of(cf, a.sign() != cf);
+            }
             return a;
         }
         let ring = u128::from(a.zext()) | u128::from(flags.cf()) << W::BITS;
@@ -104,6 +108,9 @@ impl Shift for Rcr {
     fn apply<W: Width>(flags: &mut LazyFlags, a: W, count: u32) -> W {
         let count = count % (W::BITS + 1);
         if count == 0 {
+            if Undefined::of_host().whole_turns_set_of {
+                flags.set_cf_of(flags.cf(), a.sign() != bit(a.zext(), W::BITS - 2));
+            }
             return a;
         }
         let ring = u128::from(a.zext()) | u128::from(flags.cf()) << W::BITS;
@@ -182,25 +189,38 @@ struct Right;
 
 impl Double for Left {
     fn apply<W: Width>(flags: &mut LazyFlags, a: W, b: W, count: u32) -> W {
-        // Words shifted by more than 16, where the result is undefined, go on with the destination's bits, as on Intel's processors.
         let pair = u128::from(a.zext()) << W::BITS | u128::from(b.zext());
-        let pair = if W::BITS == 16 { pair << 16 | u128::from(a.zext()) } else { pair };
+        let pair = if W::BITS == 16 { pair << 16 | u128::from(beyond(a, b).zext()) } else { pair };
         let top = if W::BITS == 16 { 48 } else { 2 * W::BITS };
         let turned = pair << count;
         let result = W::truncate((turned >> (top - W::BITS)) as u64);
-        let cf = pair >> (top - count) & 1 != 0;
-        flags.set_result(result, cf, result.sign() != a.sign());
+        let cf = pair >> (top - count) & 1 != 0 && !loses_carry::<W>(count);
+        let top_bits = Undefined::of_host().double_shifts_compare_top_bits;
+        flags.set_shifted(result, cf, result.sign() != if top_bits { cf } else { a.sign() });
         result
     }
 }
 impl Double for Right {
     fn apply<W: Width>(flags: &mut LazyFlags, a: W, b: W, count: u32) -> W {
         let pair = u128::from(b.zext()) << W::BITS | u128::from(a.zext());
-        let pair = if W::BITS == 16 { pair | u128::from(a.zext()) << 32 } else { pair };
+        let pair = if W::BITS == 16 { pair | u128::from(beyond(a, b).zext()) << 32 } else { pair };
         let result = W::truncate((pair >> count) as u64);
-        flags.set_result(result, pair >> (count - 1) & 1 != 0, result.sign() != a.sign());
+        let cf = pair >> (count - 1) & 1 != 0 && !loses_carry::<W>(count);
+        let top_bits = Undefined::of_host().double_shifts_compare_top_bits;
+        let other = if top_bits { bit(result.zext(), W::BITS - 2) } else { a.sign() };
+        flags.set_shifted(result, cf, result.sign() != other);
         result
     }
+}
+
+/// What words are shifted into where the count is more than 16, and the result undefined: the destination or the source.
+fn beyond<W: Width>(a: W, b: W) -> W {
+    if Undefined::of_host().words_go_on_with_source { b } else { a }
+}
+
+/// Whether CF is clear after that whatever the bits.
+fn loses_carry<W: Width>(count: u32) -> bool {
+    W::BITS == 16 && count > 16 && Undefined::of_host().words_go_on_with_source
 }
 
 fn double<O: Double + 'static>(shape: &Shape) -> Option<Handler> {

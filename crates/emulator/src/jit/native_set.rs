@@ -2,6 +2,8 @@
 
 use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 
+use crate::undefined::Undefined;
+
 /// Whether an instruction only computes on general registers, flags and one memory operand, in a form that may be
 /// copied with its registers renamed.
 pub fn is_copied(i: &Instruction) -> bool {
@@ -19,6 +21,8 @@ pub fn is_copied(i: &Instruction) -> bool {
         i.op_count() == 2 && i.op_kind(0) == OpKind::Memory && i.op_kind(1) == OpKind::Register;
     match i.mnemonic() {
         Bt | Bts | Btr | Btc => !bit_in_memory,
+        // Whole turns by an immediate change no flag, but for OF on some hosts.
+        Rcl | Rcr if i.rflags_modified() == 0 => false,
         Mov | Movzx | Movsx | Movsxd | Lea | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc
         | Dec | Neg | Not | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Imul | Mul
         | Cmpxchg16b | Bsf | Bsr | Bswap | Xchg | Xadd | Cmpxchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo
@@ -36,6 +40,12 @@ fn legacy(i: &Instruction) -> bool {
     !matches!(i.mnemonic(), Mnemonic::Popcnt | Mnemonic::Lzcnt | Mnemonic::Tzcnt)
 }
 
+/// Whether the host may leave undefined flags as they are after an instruction that overwrites all others; see
+/// [`Undefined::products_keep_flags`].
+pub fn leaves_flags(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Mul | Mnemonic::Imul) && Undefined::of_host().products_keep_flags
+}
+
 /// Shifts whose count may be zero, which leaves the flags alone, and instructions that may leave undefined flags as
 /// they are.
 pub fn keeps_flags(i: &Instruction) -> bool {
@@ -49,6 +59,7 @@ pub fn keeps_flags(i: &Instruction) -> bool {
                 && i.op_kind(last) != OpKind::Immediate8_2nd
         }
         Rol | Ror | Rcl | Rcr | Shld | Shrd | Div | Idiv => true,
+        Lzcnt | Tzcnt => Undefined::of_host().counts_keep_of,
         _ => false,
     }
 }

@@ -22,7 +22,7 @@ use super::Source;
 use super::assembler::{ADDRESS, Assembler, Host, Jump, RSP, SCRATCH};
 use super::call::{Call, Calls, DYNAMIC};
 use super::frame::Stubs;
-use super::native_set::{is_copied, keeps_flags};
+use super::native_set::{is_copied, keeps_flags, leaves_flags};
 use super::recipe::Recipe;
 use super::region::{FLAGS, Part, Region};
 use super::targets::FarExit;
@@ -407,6 +407,10 @@ impl Translator<'_> {
         }
         if memory.is_some() {
             operand::set_memory(&mut copy, i, self.window_low);
+        }
+        if leaves_flags(i) {
+            // The host's are as after a zero then: cmp rsp, rsp
+            self.a.registers(true, &[0x3b], RSP, RSP);
         }
         self.encode(&copy)?;
         for (at, host) in spilled {

@@ -78,6 +78,9 @@ pub struct NativeInsn {
     waits: bool,
     /// Whether it is what FIP points to afterwards.
     pub(crate) is_pointed_to: bool,
+    /// Whether FOP, FIP and FDP have to be put back after the stub, whose own place and opcode are not for the guest's eyes.
+    /// AMD's processors lose them besides.
+    restores_pointers: bool,
     /// What MXCSR has to do with it.
     mxcsr: MxcsrUse,
     /// Which registers it uses.
@@ -182,6 +185,7 @@ impl NativeUnit {
             action,
             waits: plan.waits,
             is_pointed_to: is_pointed_to(&plan),
+            restores_pointers: plan.x87 && !sets_pointers(&plan),
             mxcsr: plan.mxcsr,
             class: class(&plan),
             memory: plan.memory,
@@ -292,8 +296,7 @@ impl NativeUnit {
                 let pointers = vector.x87_pointers();
                 // SAFETY: the caller's promise.
                 unsafe { self.call(insn, gprs, rflags, vector, memory) };
-                if insn.is_pointed_to {
-                    // The stub's own place and opcode are not for the guest's eyes.
+                if insn.restores_pointers {
                     vector.set_x87_pointers(pointers);
                 }
             }
@@ -316,7 +319,11 @@ impl NativeUnit {
         memory: *mut u8,
     ) -> Result<(), NativeFault> {
         let control = vector.mxcsr();
-        let masked = (control | MXCSR_MASKS) & !MXCSR_FLAGS;
+        let mut masked = (control | MXCSR_MASKS) & !MXCSR_FLAGS;
+        if control & MXCSR_UNDERFLOW_MASK == 0 && insn.mxcsr == MxcsrUse::Raises {
+            // Nothing is flushed to zero where underflow is unmasked.
+            masked &= !MXCSR_FLUSH;
+        }
         let mut operand = Operand::new(insn.memory, vector);
         // SAFETY: the caller's promise, for the bytes that the instruction touches.
         unsafe { operand.read(memory) };
@@ -342,7 +349,11 @@ impl NativeUnit {
         }
         after.mxcsr = control | raised;
         operand.bytes = bytes;
+        let pointers = vector.x87_pointers();
         (*gprs, *rflags, *vector) = (gprs_after, rflags_after, after);
+        if insn.restores_pointers {
+            vector.set_x87_pointers(pointers);
+        }
         // SAFETY: the caller's promise, for the bytes that the instruction touches.
         unsafe { operand.write(memory) };
         Ok(())
@@ -407,7 +418,7 @@ fn action(plan: &Plan) -> Action {
         Mnemonic::Vzeroupper => Action::ZeroUpper,
         Mnemonic::Vzeroall => Action::ZeroAll,
         Mnemonic::Wait => Action::Wait,
-        _ if plan.waits || plan.mxcsr != MxcsrUse::None => Action::CheckedCall,
+        _ if plan.x87 || plan.mxcsr != MxcsrUse::None => Action::CheckedCall,
         _ => Action::Call,
     }
 }
@@ -418,6 +429,12 @@ fn is_pointed_to(plan: &Plan) -> bool {
     plan.waits
         && class(plan) == StateClass::X87
         && !matches!(plan.instruction.mnemonic(), Fldcw | Fldenv | Frstor | Frstpm)
+}
+
+/// Whether an instruction loads the pointers to the last one, or clears them.
+fn sets_pointers(plan: &Plan) -> bool {
+    use Mnemonic::*;
+    matches!(plan.instruction.mnemonic(), Fldenv | Frstor | Frstpm | Fninit | Finit | Fnsave | Fsave)
 }
 
 fn class(plan: &Plan) -> StateClass {

@@ -2,7 +2,7 @@
 
 use iced_x86::{
     CodeSize, EncodingKind, Instruction, InstructionInfo, InstructionInfoFactory, Mnemonic, OpAccess, OpKind,
-    Register, RflagsBits,
+    Register, RflagsBits, RoundingControl,
 };
 use x86::Flags;
 
@@ -27,7 +27,8 @@ pub struct VectorUse {
 pub enum MxcsrUse {
     /// Nothing.
     None,
-    /// It decides the result and collects exceptions, but none is ever raised: the complex products of AVX512-FP16.
+    /// It decides the result and collects exceptions, but none is ever raised: the complex products of AVX512-FP16,
+    /// approximations, and what suppresses them (`{sae}`).
     Collects,
     /// It decides the result, collects exceptions, and has them raised.
     Raises,
@@ -118,6 +119,10 @@ impl Plan {
         plan.wide = instruction.code().encoding() != EncodingKind::Legacy
             && (operands.into_iter().any(|r| r.is_ymm() || r.is_zmm())
                 || plan.vectors.iter().any(|v| v.load > 16));
+        if matches!(instruction.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr) {
+            // AMD's processors set OF after whole turns too.
+            plan.flags_written |= Flags::CF | Flags::OF;
+        }
         if keeps_undefined_flags(&instruction) {
             plan.flags_read |= plan.flags_written;
         }
@@ -222,6 +227,16 @@ fn mxcsr_use(instruction: &Instruction) -> MxcsrUse {
         Vfmaddcph | Vfcmaddcph | Vfmulcph | Vfcmulcph | Vfmaddcsh | Vfcmaddcsh | Vfmulcsh | Vfcmulcsh => {
             MxcsrUse::Collects
         }
+        _ if instruction.suppress_all_exceptions()
+            || instruction.rounding_control() != RoundingControl::None =>
+        {
+            MxcsrUse::Collects
+        }
+        // Approximations raise nothing, and are flushed to zero whatever is masked.
+        Vrcp14pd | Vrcp14ps | Vrcp14sd | Vrcp14ss | Vrsqrt14pd | Vrsqrt14ps | Vrsqrt14sd | Vrsqrt14ss => {
+            MxcsrUse::Collects
+        }
+        Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss => MxcsrUse::Collects,
         _ if depends_on_mxcsr(instruction) => MxcsrUse::Raises,
         _ => MxcsrUse::None,
     }

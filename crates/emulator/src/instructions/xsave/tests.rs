@@ -2,6 +2,7 @@
 
 use std::arch::asm;
 
+use engine::{HostXsave, XSAVE_AREA_SIZE};
 use x86::{Cr0, Cr4, Exception, Vector};
 
 use super::*;
@@ -72,10 +73,14 @@ impl HostArea {
     }
 }
 
-/// What the host saves, in the standard format, after it has restored from `area`.
+/// What the host saves, in our standard format, after it has restored from `area`.
 fn through_the_host(area: &[u8], components: u64) -> Vec<u8> {
     let (mut from, mut to, mut own) = (HostArea::new(), HostArea::new(), HostArea::new());
     from.0[..area.len()].copy_from_slice(area);
+    if bytes_at(area, LEGACY + 8) & COMPACTED == 0 {
+        let standard = HostXsave::get().to_host(from.0.first_chunk().unwrap());
+        from.0[..XSAVE_AREA_SIZE].copy_from_slice(&standard);
+    }
     // SAFETY: the areas are aligned and larger than any processor's; the state in use is put back before Rust goes on.
     unsafe {
         asm!(
@@ -84,7 +89,7 @@ fn through_the_host(area: &[u8], components: u64) -> Vec<u8> {
             in("eax") components as u32, in("edx") (components >> 32) as u32, options(nostack),
         );
     }
-    to.0[..LARGEST].to_vec()
+    HostXsave::get().from_host(to.0.first_chunk().unwrap())[..LARGEST].to_vec()
 }
 
 fn area_of(cpu: &Cpu) -> Vec<u8> {

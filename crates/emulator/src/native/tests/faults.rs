@@ -89,7 +89,9 @@ fn the_host_faults_on_a_misaligned_operand_exactly_where_alignment_is_asked_for(
             before.memory[offset as usize..][..4].copy_from_slice(&0x1f80u32.to_le_bytes());
             constrain(code, &mut before, address);
             let faulted = truth.run(&instruction, &before).0.is_some();
-            if faulted != usage.is_misaligned(address, &before.vector) {
+            // AMD's processors take the operands of the SHA extensions from anywhere, the guest's model does not.
+            let lenient = !faulted && format!("{:?}", code.mnemonic()).starts_with("Sha");
+            if !lenient && faulted != usage.is_misaligned(address, &before.vector) {
                 wrong.insert(format!("{code:?} at {offset}: {}", usage.alignment));
             }
         }

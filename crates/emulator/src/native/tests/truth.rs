@@ -5,7 +5,7 @@ use std::arch::x86_64::_xgetbv;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
-use engine::{VectorState, XSAVE_AREA_SIZE};
+use engine::{HostXsave, VectorState, XSAVE_AREA_SIZE};
 use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 
 use crate::native::VectorRegisters;
@@ -119,7 +119,7 @@ impl Truth {
 
     /// Runs one instruction: the signal that it raised, and the state after it.
     pub fn run(&mut self, instruction: &Instruction, before: &Machine) -> (Option<i32>, Machine) {
-        self.put(STATE_IN, &before.vector.to_state().0[..]);
+        self.put(STATE_IN, &HostXsave::get().to_host(&before.vector.to_state().0));
         self.put(STATE_OUT, &[0; XSAVE_AREA_SIZE]);
         self.put(GPRS_IN, &before.gprs.map(u64::to_le_bytes).concat());
         self.put(FLAGS_IN, &(before.rflags & 0x8d5 | 2).to_le_bytes());
@@ -145,7 +145,7 @@ impl Truth {
 
     fn collect(&self) -> Machine {
         let mut state = VectorState::default();
-        state.0.copy_from_slice(&self.take::<XSAVE_AREA_SIZE>(STATE_OUT));
+        *state.0 = HostXsave::get().from_host(&self.take::<XSAVE_AREA_SIZE>(STATE_OUT));
         state.0[6..24].fill(0); // opcode and pointers of the last x87 instruction
         let gprs = self.take::<128>(GPRS_OUT);
         Machine {
