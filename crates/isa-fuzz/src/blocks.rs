@@ -14,6 +14,7 @@ use crate::case::{CODE_LEN, COMPLETED, Case, Trap};
 use crate::encode;
 use crate::exclusions::{excluded, loose, may_enter_kernel};
 use crate::generate::{self, Generated};
+use crate::host;
 use crate::layout::{self, ARENA, ARENA_LEN, Mode, PAGE, USER_DATA, local};
 use crate::random::Random;
 
@@ -254,7 +255,8 @@ impl Program {
             let len = if instruction.is_invalid() { 15 } else { instruction.len() };
             self.bytes.extend(&raw[..len]);
             self.define(&instruction, random);
-            if may_enter_kernel(&self.bytes[before..]) {
+            let another = host::has_another(&instruction, self.mode, &raw[..len]).is_some();
+            if another || may_enter_kernel(&self.bytes[before..]) {
                 self.bytes.truncate(before);
                 continue;
             }
@@ -364,6 +366,7 @@ fn is_fit(instruction: &Instruction, mode: Mode, random: &mut Random) -> bool {
         far || instruction.is_vsib() || names_stack_pointer(instruction) || has_small_address(instruction);
     has(instruction.code(), mode)
         && excluded(instruction).is_none()
+        && !host::is_unlike_in_programs(instruction)
         && !narrow
         && (!rare || random.one_in(8))
         && !loose(instruction, COMPLETED).results

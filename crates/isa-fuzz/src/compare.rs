@@ -6,6 +6,7 @@ use iced_x86::{Instruction, Mnemonic, RflagsBits};
 
 use crate::case::{COMPLETED, Case, Outcome};
 use crate::exclusions::{Loose, is_of_whole_state, loose};
+use crate::host;
 use crate::layout::{ARENA, Mode};
 
 /// The arithmetic flags, DF, NT, AC and ID.
@@ -30,6 +31,9 @@ fn normalized(outcome: &Outcome, loose: Loose) -> engine::VectorState {
     let state = engine::VectorState(Box::new(outcome.area.0));
     let mut state = VectorRegisters::from_state(&state).to_state();
     state.0[24] &= !(loose.mxcsr as u8);
+    if !host::keeps_x87_pointers() {
+        state.0[6..24].fill(0);
+    }
     if loose.x87 {
         state.0[..24].fill(0);
         state.0[32..160].fill(0);
@@ -62,7 +66,7 @@ pub fn difference(case: &Case, instruction: &Instruction, host: &Outcome, ours: 
     let mut text = String::new();
     let loose = loose(instruction, host.vector);
     let both_fault = host.vector != COMPLETED && ours.vector != COMPLETED;
-    if loose.all || loose.order && both_fault {
+    if loose.all || loose.order && both_fault || host::differs_by_maker(host, ours) {
         return text;
     }
     // Where nothing but an area's header is accessed, the limits of the rest are the processor's affair.

@@ -1,5 +1,6 @@
 //! What is not compared, and why.
 
+use engine::HostXsave;
 use iced_x86::{Instruction, Mnemonic};
 
 use crate::case::Case;
@@ -16,6 +17,12 @@ pub fn excluded(instruction: &Instruction) -> Option<&'static str> {
         Sgdt | Sidt | Sldt | Str | Smsw => "is emulated by Linux where UMIP refuses it",
         Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => {
             "leaves out what the processor knows to be unchanged, or not in use"
+        }
+        Xsave | Xsave64 | Xrstor | Xrstor64 if !HostXsave::get().is_ours() => {
+            "has the state's components at other places on this host"
+        }
+        Fxsave | Fxsave64 | Fnsave | Fnstenv | Xsave | Xsave64 if !crate::host::keeps_x87_pointers() => {
+            "tells where the last x87 instruction was, which this host does not keep"
         }
         Xbegin | Xend | Xabort | Xtest | Xsusldtrk | Xresldtrk => "is of transactions, which no model has",
         Wrpkru | Rdpkru => "is of protection keys, which hosts do not have that models have",
@@ -128,7 +135,8 @@ pub fn loose(instruction: &Instruction, vector: u8) -> Loose {
             // The whole area is probed, be it loaded or not.
             || vector == 14 && matches!(instruction.mnemonic(), Xrstor | Xrstor64),
         // Its 80 bits are stored in two parts, the first of which may stay.
-        data: vector == 14 && matches!(instruction.mnemonic(), Fbstp | Fstp),
+        data: vector == 14 && matches!(instruction.mnemonic(), Fbstp | Fstp)
+            || crate::host::pushes_selector(instruction),
         results: matches!(instruction.mnemonic(), Rdtsc | Rdtscp | Rdrand | Rdseed | Cpuid | Rdpid),
         // A gather that faults leaves more of its mask and destination than the manual says changed.
         vectors: vector != crate::case::COMPLETED && instruction.is_vsib(),

@@ -8,6 +8,7 @@ use crate::blocks;
 use crate::case::{Case, LAST_WINDOW, Trap};
 use crate::encode;
 use crate::exclusions::{excluded, may_enter_kernel};
+use crate::host;
 use crate::layout::{self, ARENA, ARENA_LEN, DATA_SELECTORS, Mode, STACK_SELECTORS};
 use crate::random::Random;
 
@@ -86,7 +87,8 @@ impl Generator {
         if !self.allowed[instruction.code() as usize] {
             return Err("is of a feature that no model has");
         }
-        if let Some(reason) = excluded(&instruction) {
+        let another = host::has_another(&instruction, mode, &bytes[..len]);
+        if let Some(reason) = excluded(&instruction).or(another) {
             return Err(reason);
         }
         state(&mut case, &instruction, random);

@@ -17,6 +17,7 @@ pub mod coverage;
 pub mod encode;
 pub mod exclusions;
 pub mod generate;
+pub mod host;
 pub mod interpreter;
 pub mod layout;
 pub mod machine;

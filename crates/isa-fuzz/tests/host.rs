@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use iced_x86::{Code, Mnemonic};
 use isa_fuzz::interpreter::model;
-use isa_fuzz::{Config, Mode, Session, encode, exclusions};
+use isa_fuzz::{Config, Mode, Session, encode, exclusions, host};
 
 /// A tenth of them is excluded; a million is left, a few hundred for each encoding of each mode.
 const CASES: u64 = 1_120_000;
@@ -60,7 +60,9 @@ fn comparable() -> BTreeSet<Mnemonic> {
     let promised = |code: &Code| {
         let mut instruction = iced_x86::Instruction::new();
         instruction.set_code(*code);
-        model.allows(code.cpuid_features()) && exclusions::excluded(&instruction).is_none()
+        model.allows(code.cpuid_features())
+            && exclusions::excluded(&instruction).is_none()
+            && host::has_another(&instruction, Mode::Bits64, &[]).is_none()
     };
     Mode::ALL.iter().flat_map(|&mode| encode::codes(mode)).filter(promised).map(Code::mnemonic).collect()
 }

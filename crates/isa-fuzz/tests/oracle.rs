@@ -42,7 +42,9 @@ fn sixteen_bit_stacks_keep_the_upper_half_of_the_stack_pointer() {
         case.selectors[2] = narrow;
         case.gprs[4] = u64::from(upper) << 16 | 0x104;
         let outcome = oracle.run_one(&case).expect("an outcome");
-        assert_eq!((outcome.vector, outcome.gprs[4]), (COMPLETED, u64::from(upper) << 16 | 0x100));
+        // 32-bit code does not see more of it: AMD's processors leave what was there.
+        let pointer = outcome.gprs[4] & 0xffff_ffff;
+        assert_eq!((outcome.vector, pointer), (COMPLETED, u64::from(upper) << 16 | 0x100));
     }
 }
 
@@ -76,7 +78,21 @@ fn what_the_host_has_and_no_model_promises_is_known() {
     }
     println!("{executed:?}");
     // Nothing of it changes what a guest can see of itself: a guest that looks at CPUID does not use it.
-    let known = ["Ptwrite"];
+    let known = [
+        "Ptwrite",
+        "Clgi",
+        "Clzero",
+        "Extrq",
+        "Insertq",
+        "Invlpga",
+        "Movntsd",
+        "Movntss",
+        "Pvalidate",
+        "Skinit",
+        "Stgi",
+        "Vmload",
+        "Vmsave",
+    ];
     let unknown: Vec<_> = executed.iter().filter(|name| !known.contains(&name.as_str())).collect();
     assert!(unknown.is_empty(), "{unknown:?}");
 }

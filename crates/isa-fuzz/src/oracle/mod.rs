@@ -11,6 +11,8 @@ mod switch;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use engine::HostXsave;
+
 use crate::case::{Case, Outcome};
 use memory::SharedMemory;
 
@@ -102,8 +104,12 @@ impl Oracle {
         // SAFETY: the slot is the parent's while `submitted` is 0, which `wait` has seen.
         let slot = unsafe { &mut (*self.shared.as_ptr()).slots[ticket] };
         slot.count = 0;
+        let host = HostXsave::get();
         for (place, case) in slot.cases.iter_mut().zip(cases) {
             *place = *case;
+            if !host.is_ours() {
+                place.area.0 = host.to_host(&case.area.0);
+            }
             slot.count += 1;
         }
         slot.submitted.store(1, Ordering::Release);
@@ -126,7 +132,14 @@ impl Oracle {
                 return Err(OracleError::Lost { case, status });
             }
         }
-        Ok(&slot.outcomes[..slot.count as usize])
+        // SAFETY: the slot is the parent's from here on; `slot` is not used any more.
+        let slot = unsafe { &mut (*self.shared.as_ptr()).slots[ticket] };
+        let outcomes = &mut slot.outcomes[..slot.count as usize];
+        let host = HostXsave::get();
+        if !host.is_ours() {
+            outcomes.iter_mut().for_each(|outcome| outcome.area.0 = host.from_host(&outcome.area.0));
+        }
+        Ok(outcomes)
     }
 
     /// Executes one case.
