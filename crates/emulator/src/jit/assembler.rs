@@ -1,5 +1,6 @@
 //! The few host instructions that translated code is made of besides the guest's own.
 
+use super::frame::Layout;
 use crate::mmu::{ENTRY_MASK, FOLD};
 
 /// A host register by its number in an encoding.
@@ -12,9 +13,10 @@ pub const RSP: Host = 4;
 pub const RBP: Host = 5;
 pub const RDI: Host = 7;
 pub const RSI: Host = 6;
-pub const R11: Host = 11;
 /// Where the guest's stack pointer lives.
-pub const GUEST_RSP: Host = 13;
+pub const GUEST_RSP: Host = 10;
+/// The present view's entries of the translation cache.
+pub const TLB: Host = 11;
 /// Scratch: the memory operand's address.
 pub const ADDRESS: Host = 14;
 /// Scratch.
@@ -142,8 +144,8 @@ impl Assembler {
     }
 
     /// Puts a register's value into another, shifted or rotated to the right: what comes to the top is not defined.
-    fn rotated(&mut self, to: Host, from: Host, count: u8) {
-        if std::is_x86_feature_detected!("bmi2") {
+    fn rotated(&mut self, to: Host, from: Host, count: u8, bmi2: bool) {
+        if bmi2 {
             // rorx
             let registers = (!to >> 3 & 1) << 7 | 1 << 6 | (!from >> 3 & 1) << 5;
             let modes = 0xc0 | (to & 7) << 3 | from & 7;
@@ -160,23 +162,34 @@ impl Assembler {
         self.bytes.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// Looks for the linear address in [`ADDRESS`] in the translation cache, whose entries' address is at RSP + `tlb`: the entry's
-    /// address to [`SCRATCH`], the place in the page to [`ADDRESS`]. `folded`: as [`crate::mmu::Tlb::is_folded`]. The jump is
-    /// taken where the tag at `tag` is not that of `size` bytes there. Overwrites the flags.
-    pub fn find_entry(&mut self, tlb: i32, tag: i32, size: i32, folded: bool) -> Jump {
+    /// Looks for the linear address in [`ADDRESS`] in the translation cache: the entry's distance from [`TLB`] to [`SCRATCH`],
+    /// the place in the page to [`ADDRESS`]. The jump is taken where the tag at `tag` is not that of `size` bytes there.
+    /// Overwrites the flags.
+    pub fn find_entry(&mut self, tag: i32, size: i32, layout: Layout) -> Jump {
         // Neither the fold nor the mask looks at what a rotation brings to the top.
-        if folded {
-            self.rotated(SCRATCH, ADDRESS, FOLD);
+        if layout.folded {
+            self.rotated(SCRATCH, ADDRESS, FOLD, layout.bmi2);
             self.registers(true, &[0x33], SCRATCH, ADDRESS);
             self.shift(5, SCRATCH, 7);
         } else {
-            self.rotated(SCRATCH, ADDRESS, 7);
+            self.rotated(SCRATCH, ADDRESS, 7, layout.bmi2);
         }
         self.alu_immediate(false, 4, SCRATCH, ENTRY_MASK);
-        self.memory(true, &[0x03], SCRATCH, RSP, tlb);
-        self.memory(true, &[0x33], ADDRESS, SCRATCH, tag);
+        self.entry(&[0x33], ADDRESS, tag);
         self.alu_immediate(true, 7, ADDRESS, 4096 - size);
         self.jump_if(7)
+    }
+
+    /// `op reg, [entry + field]`, with the entry that [`Assembler::find_entry`] found.
+    pub fn entry(&mut self, opcode: &[u8], reg: Host, field: i32) {
+        self.rex(true, reg, SCRATCH, TLB);
+        self.bytes.extend_from_slice(opcode);
+        // A byte has room for a field's offset.
+        self.bytes.extend_from_slice(&[
+            0x40 | (reg & 7) << 3 | RSP,
+            (SCRATCH & 7) << 3 | TLB & 7,
+            field as u8,
+        ]);
     }
 
     /// Instructions that do nothing, up to a multiple of `alignment`, where this code is going to be at `address`.

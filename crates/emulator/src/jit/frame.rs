@@ -1,10 +1,10 @@
 //! The frame that translated code runs in, and the code around it: entry, exit, dispatch and the call of a handler.
 //!
 //! While translated code runs, the host's RSP points at the frame. The guest's registers are in the host's of the same
-//! name, but for RSP, which is in R13, and R13 to R15, which are in the frame. R14 and R15 are scratch. Between
-//! blocks, the guest's arithmetic flags are in the frame.
+//! name, but for RSP, which is in R10, and R10, R11, R14 and R15, which are in the frame: compilers use R10 and R11 least.
+//! R11 points at the translation cache, R14 and R15 are scratch. Between blocks, the guest's arithmetic flags are in the frame.
 
-use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH};
+use super::assembler::{ADDRESS, Assembler, GUEST_RSP, Host, Jump, RAX, RDI, RSI, RSP, SCRATCH, TLB};
 use super::targets::Size;
 use super::vectors::{self, Routines, Width};
 use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
@@ -13,12 +13,16 @@ use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
 pub mod slot {
     /// The [`super::Context`].
     pub const CONTEXT: i32 = 0;
-    /// The guest's R13; R14 and R15 follow.
-    pub const R13: i32 = 8;
+    /// The guest's R10.
+    pub const R10: i32 = 8;
+    /// The guest's R11.
+    pub const R11: i32 = 16;
+    /// The guest's R14.
+    pub const R14: i32 = 24;
     /// The arithmetic flags: AH as LAHF gives it, then OF.
     pub const FLAGS: i32 = 32;
-    /// The present view's entries of the translation cache.
-    pub const TLB: i32 = 40;
+    /// The guest's R15.
+    pub const R15: i32 = 40;
     /// The attention word's address.
     pub const ATTENTION: i32 = 48;
     /// The present regime's table from RIP to code: see [`super::super::targets`].
@@ -39,8 +43,8 @@ pub mod slot {
     pub const GS_BASE: i32 = 104;
     /// How far from [`STACK_PAGE`] an operand on the stack may begin; 0 where no page is known.
     pub const STACK_LIMIT: i32 = 112;
-    /// What makes a linear address in that page a host address.
-    pub const STACK_ADDEND: i32 = 120;
+    /// The host address of that page.
+    pub const STACK_HOST: i32 = 120;
     /// An [`super::vectors::X87Area`].
     pub const X87_AREA: i32 = 128;
     /// The return address of a step.
@@ -114,7 +118,7 @@ const fn field(index: i32) -> i32 {
 }
 const REGISTERS: i32 = field(0);
 const FLAGS: i32 = field(1);
-const TLB: i32 = field(2);
+const ENTRIES: i32 = field(2);
 const TARGETS: i32 = field(4);
 const COUNT: i32 = field(5);
 const FS_BASE: i32 = field(6);
@@ -133,9 +137,8 @@ const RUST_MXCSR: u32 = 0x1f80;
 pub const STEP_DISPATCH: u32 = 2;
 
 /// Context fields and the slots that they are copied to on entry.
-const COPIED: [(i32, i32); 10] = [
+const COPIED: [(i32, i32); 9] = [
     (FLAGS, slot::FLAGS),
-    (TLB, slot::TLB),
     (field(3), slot::ATTENTION),
     (TARGETS, slot::TARGETS),
     (COUNT, slot::COUNT),
@@ -176,6 +179,8 @@ pub struct Layout {
     pub folded: bool,
     /// Those from RIP to code.
     pub targets: Size,
+    /// Whether the host rotates without touching the flags.
+    pub bmi2: bool,
 }
 
 /// The largest operand that is looked for with the stack, in bytes: a power of two.
@@ -206,7 +211,7 @@ pub fn stubs(base: usize, leave_early: bool, layout: Layout) -> (Stubs, Vec<u8>)
     step(&mut a, stubs.dispatch, save);
     for (n, routine) in stubs.stack.iter_mut().enumerate() {
         *routine = a.here();
-        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2), layout.folded);
+        find_on_stack(&mut a, if n % 2 == 1 { ENTRY_WRITE } else { ENTRY_READ }, 1 << (n / 2), layout);
     }
     (stubs.at(base), a.bytes)
 }
@@ -283,32 +288,56 @@ fn enter(a: &mut Assembler, leave_early: bool) {
     }
     forget_stack(a);
     a.store(RSI, RSP, slot::SPARE);
+    a.load(TLB, RDI, ENTRIES);
     a.load(SCRATCH, RDI, REGISTERS);
     load_guest(a);
     a.memory(false, &[0xff], 4, RSP, slot::SPARE);
 }
 
+/// Where a guest register lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    Host(Host),
+    Frame(i32),
+}
+
+/// Where the guest register of a number lives.
+pub const fn home(number: u8) -> Home {
+    match number {
+        4 => Home::Host(GUEST_RSP),
+        10 => Home::Frame(slot::R10),
+        11 => Home::Frame(slot::R11),
+        14 => Home::Frame(slot::R14),
+        15 => Home::Frame(slot::R15),
+        other => Home::Host(other),
+    }
+}
+
 /// Loads the guest's registers from the array at [`SCRATCH`].
 fn load_guest(a: &mut Assembler) {
-    for guest in 13..16u8 {
-        a.load(ADDRESS, SCRATCH, i32::from(guest) * 8);
-        a.store(ADDRESS, RSP, slot::R13 + i32::from(guest - 13) * 8);
+    for guest in 0..16u8 {
+        let at = i32::from(guest) * 8;
+        match home(guest) {
+            Home::Host(host) => a.load(host, SCRATCH, at),
+            Home::Frame(slot) => {
+                a.load(ADDRESS, SCRATCH, at);
+                a.store(ADDRESS, RSP, slot);
+            }
+        }
     }
-    for guest in (0..13u8).filter(|&guest| guest != RSP) {
-        a.load(guest, SCRATCH, i32::from(guest) * 8);
-    }
-    a.load(GUEST_RSP, SCRATCH, i32::from(RSP) * 8);
 }
 
 /// Stores them there. Clobbers [`ADDRESS`], after `saved` was done with it.
 fn store_guest(a: &mut Assembler) {
-    for guest in (0..13u8).filter(|&guest| guest != RSP) {
-        a.store(guest, SCRATCH, i32::from(guest) * 8);
-    }
-    a.store(GUEST_RSP, SCRATCH, i32::from(RSP) * 8);
-    for guest in 13..16u8 {
-        a.load(ADDRESS, RSP, slot::R13 + i32::from(guest - 13) * 8);
-        a.store(ADDRESS, SCRATCH, i32::from(guest) * 8);
+    for guest in 0..16u8 {
+        let at = i32::from(guest) * 8;
+        match home(guest) {
+            Home::Host(host) => a.store(host, SCRATCH, at),
+            Home::Frame(slot) => {
+                a.load(ADDRESS, RSP, slot);
+                a.store(ADDRESS, SCRATCH, at);
+            }
+        }
     }
 }
 
@@ -346,24 +375,23 @@ fn dispatch(a: &mut Assembler, leave: usize, tables: Size) {
 }
 
 /// One of [`Stubs::stack`]. The frame is 8 bytes further, behind the return address.
-fn find_on_stack(a: &mut Assembler, tag: i32, size: i32, folded: bool) {
+fn find_on_stack(a: &mut Assembler, tag: i32, size: i32, layout: Layout) {
     let slot = |slot: i32| slot + 8;
-    let missing = a.find_entry(slot(slot::TLB), tag, size, folded);
+    let missing = a.find_entry(tag, size, layout);
     a.store(ADDRESS, RSP, slot(slot::KEPT));
     // Only a page that may be read and written is noted.
-    a.load(ADDRESS, SCRATCH, ENTRY_WRITE);
-    a.memory(true, &[0x3b], ADDRESS, SCRATCH, ENTRY_READ);
+    a.entry(&[0x8b], ADDRESS, ENTRY_WRITE);
+    a.entry(&[0x3b], ADDRESS, ENTRY_READ);
     let differ = a.jump_if(5);
     a.store(ADDRESS, RSP, slot(slot::STACK_PAGE));
-    a.registers(true, &[0xf7], 3, ADDRESS); // neg
-    a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
-    a.store(ADDRESS, RSP, slot(slot::STACK_ADDEND));
+    a.entry(&[0x8b], ADDRESS, ENTRY_PAGE);
+    a.store(ADDRESS, RSP, slot(slot::STACK_HOST));
     a.memory(true, &[0xc7], 0, RSP, slot(slot::STACK_LIMIT));
     a.bytes.extend_from_slice(&(4096 - STACK_OPERAND + 1).to_le_bytes());
     let here = a.here();
     a.land(differ, here);
     a.load(ADDRESS, RSP, slot(slot::KEPT));
-    a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
+    a.entry(&[0x03], ADDRESS, ENTRY_PAGE);
     a.bytes.extend_from_slice(&[0xf8, 0xc3]); // clc; ret
     let here = a.here();
     a.land(missing, here);
@@ -399,7 +427,6 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
     a.mov(RSI, RAX);
     for (from, to) in [
         (FLAGS, slot::FLAGS),
-        (TLB, slot::TLB),
         (TARGETS, slot::TARGETS),
         (FS_BASE, slot::FS_BASE),
         (GS_BASE, slot::GS_BASE),
@@ -408,6 +435,7 @@ fn step(a: &mut Assembler, dispatch: usize, save: usize) {
         a.load(RAX, RDI, from);
         a.store(RAX, RSP, to);
     }
+    a.load(TLB, RDI, ENTRIES);
     a.load(RAX, RDI, RIP);
     a.store(RAX, RSP, slot::SPARE);
     // The translation cache may have changed.

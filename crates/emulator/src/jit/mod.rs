@@ -186,7 +186,8 @@ impl Jit {
     }
 
     fn place_stubs(&mut self, folded: bool) {
-        let layout = Layout { folded, targets: self.targets.size() };
+        let bmi2 = std::is_x86_feature_detected!("bmi2");
+        let layout = Layout { folded, targets: self.targets.size(), bmi2 };
         let (stubs, code) = stubs(self.memory.next(), self.leave_early, layout);
         self.memory.push(&code);
         self.stubs = stubs;

@@ -62,8 +62,19 @@ struct At {
 #[derive(Clone, Copy)]
 struct Miss {
     from: Jump,
-    /// The routine that looks again, for an operand on the stack, and where it goes on where that finds it.
-    stack: Option<(usize, usize)>,
+    /// Where it is for an operand on the stack, what looks for it again.
+    stack: Option<StackMiss>,
+}
+
+/// Looks again for an operand on the stack: the page that is known does not hold it.
+#[derive(Clone, Copy)]
+struct StackMiss {
+    /// The routine that does, and where it goes on where that finds it.
+    routine: usize,
+    found: usize,
+    /// The operand's place: so far from the stack pointer, or from its low 32 bits where not `wide`.
+    displacement: i32,
+    wide: bool,
 }
 
 impl From<Jump> for Miss {
@@ -130,8 +141,6 @@ struct Translator<'a> {
     address: u64,
     /// Vector state that is live throughout.
     need: u8,
-    /// Whether the host rotates without touching the flags.
-    rorx: bool,
     factory: InstructionInfoFactory,
     encoder: Encoder,
 }
@@ -177,7 +186,6 @@ pub fn translate(
         states: Vec::new(),
         address,
         need: 0,
-        rorx: std::is_x86_feature_detected!("bmi2"),
         factory: InstructionInfoFactory::new(),
         encoder: Encoder::new(64),
     };
@@ -445,7 +453,7 @@ impl Translator<'_> {
             misses.push(self.misaligned(alignment).into());
         }
         misses.push(if operand::is_on_stack(i) {
-            self.probe_stack(access, size)
+            self.probe_stack(access, size, operand::beside_stack(i))
         } else {
             self.probe(access, size).into()
         });

@@ -2,8 +2,8 @@
 
 use iced_x86::{Instruction, Mnemonic};
 
-use super::{At, Cold, Flags, Miss, Translator};
-use crate::jit::assembler::{ADDRESS, Assembler, Jump, RCX, RSP, SCRATCH};
+use super::{At, Cold, Flags, Miss, StackMiss, Translator};
+use crate::jit::assembler::{ADDRESS, Assembler, GUEST_RSP, Jump, RCX, RSP, SCRATCH};
 use crate::jit::call::Call;
 use crate::jit::frame::slot;
 use crate::jit::vectors::{FULL, SSE, X87};
@@ -274,7 +274,9 @@ impl Translator<'_> {
     pub(super) fn missed(&mut self, miss: Miss) {
         let here = self.a.here();
         self.a.land(miss.from, here);
-        if let Some((routine, found)) = miss.stack {
+        if let Some(StackMiss { routine, found, displacement, wide }) = miss.stack {
+            // Not from what it is beside the page that is known: that may have come to be known a moment ago.
+            self.a.lea(wide, ADDRESS, Some(GUEST_RSP), None, displacement);
             self.call_out(routine);
             let again = self.a.jump_if(3);
             self.a.land(again, found);

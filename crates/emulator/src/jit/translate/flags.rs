@@ -114,7 +114,7 @@ impl Translator<'_> {
         let mut needs = recipe.needs;
         let part = self.part();
         for (facts, insn) in part.facts.iter().zip(&part.insns).skip(from) {
-            let rotation = rotation(insn).filter(|_| self.rorx);
+            let rotation = rotation(insn).filter(|_| self.stubs.layout.bmi2);
             if facts.needs_flags && rotation.is_none() || facts.may_leave && !intact {
                 return false;
             }
@@ -139,7 +139,7 @@ impl Translator<'_> {
 
     /// A rotation by an immediate, without the host's flags: they are somewhere else, and stay there.
     pub(super) fn rotation_without_flags(&mut self, i: &Instruction) -> Option<Instruction> {
-        let (operation, left) = rotation(i).filter(|_| self.rorx && !self.keeps_flags)?;
+        let (operation, left) = rotation(i).filter(|_| self.stubs.layout.bmi2 && !self.keeps_flags)?;
         let before = match self.at.flags {
             Flags::Frame => None,
             Flags::Recipe(number) => Some((number, *self.calls.get_recipe(number)?)),

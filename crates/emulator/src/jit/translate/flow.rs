@@ -2,11 +2,10 @@
 
 use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 
-use super::operand::{Home, home};
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RBP, RSP, SCRATCH};
 use crate::jit::flat::near_branch;
-use crate::jit::frame::{slot, stack_routine};
+use crate::jit::frame::{Home, home, slot, stack_routine};
 use crate::jit::region::is_on_count;
 use crate::mmu::Access;
 
@@ -133,7 +132,7 @@ impl Translator<'_> {
         let call = self.call();
         let word = self.word();
         self.beside_stack_pointer(ADDRESS, -word);
-        let miss = self.probe_stack(Access::Write, word as u32);
+        let miss = self.probe_stack(Access::Write, word as u32, (-word, self.wide()));
         use OpKind::{Immediate8to32, Immediate8to64, Immediate32, Immediate32to64};
         match i.op_kind(0) {
             OpKind::Register if i.op_register(0).is_gpr() => {
@@ -155,7 +154,7 @@ impl Translator<'_> {
         self.give_up_flags();
         let call = self.call();
         self.mov_word(ADDRESS, GUEST_RSP);
-        let miss = self.probe_stack(Access::Read, self.word() as u32);
+        let miss = self.probe_stack(Access::Read, self.word() as u32, (0, self.wide()));
         self.beside_stack_pointer(GUEST_RSP, self.word());
         self.move_register(Access::Read, register.number() as u8, 0);
         self.resume_here(miss, call, i);
@@ -171,7 +170,7 @@ impl Translator<'_> {
         let below = if pushes { -bytes } else { 0 };
         self.beside_stack_pointer(ADDRESS, below);
         let access = if pushes { Access::Write } else { Access::Read };
-        let from = self.probe_stack(access, bytes as u32);
+        let from = self.probe_stack(access, bytes as u32, (below, self.wide()));
         for (n, i) in (0..).zip(insns) {
             let at = word * if pushes { count - 1 - n } else { n };
             self.move_register(access, i.op_register(0).number() as u8, at);
@@ -225,7 +224,7 @@ impl Translator<'_> {
         self.load_word(ADDRESS, ADDRESS, 0);
         self.a.store(ADDRESS, RSP, slot::SPARE);
         self.beside_stack_pointer(ADDRESS, -word);
-        let unwritten = self.probe_stack(Access::Write, word as u32);
+        let unwritten = self.probe_stack(Access::Write, word as u32, (-word, self.wide()));
         self.a.load(SCRATCH, RSP, slot::SPARE);
         self.store_word(SCRATCH, ADDRESS, 0);
         self.beside_stack_pointer(GUEST_RSP, -word);
@@ -249,7 +248,7 @@ impl Translator<'_> {
     fn push_next(&mut self, i: &Instruction) {
         let word = self.word();
         self.beside_stack_pointer(ADDRESS, -word);
-        let miss = self.probe_stack(Access::Write, word as u32);
+        let miss = self.probe_stack(Access::Write, word as u32, (-word, self.wide()));
         self.no_resume(miss);
         self.a.mov_immediate(SCRATCH, i.next_ip());
         self.store_word(SCRATCH, ADDRESS, 0);
@@ -304,7 +303,7 @@ impl Translator<'_> {
         self.begin_branch();
         let (word, wide) = (self.word(), self.wide());
         self.mov_word(ADDRESS, GUEST_RSP);
-        let miss = self.probe_stack(Access::Read, word as u32);
+        let miss = self.probe_stack(Access::Read, word as u32, (0, wide));
         self.no_resume(miss);
         self.load_word(ADDRESS, ADDRESS, 0);
         let released = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };

@@ -2,48 +2,35 @@
 
 use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::{Miss, NotCopied, Translator};
-use crate::jit::assembler::{ADDRESS, GUEST_RSP, Host, Jump, RSP, SCRATCH};
+use super::{Miss, NotCopied, StackMiss, Translator};
+use crate::jit::assembler::{ADDRESS, AE, Host, Jump, RSP, SCRATCH};
 use crate::jit::flat;
-use crate::jit::frame::{STACK_OPERAND, slot, stack_routine};
+use crate::jit::frame::{Home, STACK_OPERAND, home, slot, stack_routine};
 use crate::mmu::{Access, ENTRY_PAGE, ENTRY_READ, ENTRY_WRITE};
-
-/// Where a guest register lives.
-pub enum Home {
-    Host(Host),
-    Frame(i32),
-}
-
-/// Where the guest register of a number lives.
-pub fn home(number: u8) -> Home {
-    match number {
-        4 => Home::Host(GUEST_RSP),
-        13..=15 => Home::Frame(slot::R13 + i32::from(number - 13) * 8),
-        other => Home::Host(other),
-    }
-}
 
 impl Translator<'_> {
     /// Turns the linear address in [`ADDRESS`] into the host's. Clobbers the host's flags and [`SCRATCH`]. The jump that
     /// it gives is taken where the translation cache has no answer.
     pub(super) fn probe(&mut self, access: Access, size: u32) -> Jump {
         let tag = if access == Access::Write { ENTRY_WRITE } else { ENTRY_READ };
-        let miss = self.a.find_entry(slot::TLB, tag, size as i32, self.stubs.layout.folded);
-        self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
+        let miss = self.a.find_entry(tag, size as i32, self.stubs.layout);
+        self.a.entry(&[0x03], ADDRESS, ENTRY_PAGE);
         miss
     }
 
-    /// The same for an operand on the stack, which is looked for in the page that the one before it was found in.
-    pub(super) fn probe_stack(&mut self, access: Access, size: u32) -> Miss {
+    /// The same for an operand on the stack, which is looked for in the page that the one before it was found in. `place`: how
+    /// far it is from the stack pointer, and whether that counts as a whole.
+    pub(super) fn probe_stack(&mut self, access: Access, size: u32, place: (i32, bool)) -> Miss {
         if size > STACK_OPERAND as u32 {
             return self.probe(access, size).into();
         }
-        self.a.mov(SCRATCH, ADDRESS);
-        self.a.memory(true, &[0x2b], SCRATCH, RSP, slot::STACK_PAGE);
-        self.a.memory(true, &[0x3b], SCRATCH, RSP, slot::STACK_LIMIT);
-        let from = self.a.jump_if(3);
-        self.a.memory(true, &[0x03], ADDRESS, RSP, slot::STACK_ADDEND);
-        Miss { from, stack: Some((self.stubs.stack[stack_routine(access, size)], self.a.here())) }
+        self.a.memory(true, &[0x2b], ADDRESS, RSP, slot::STACK_PAGE);
+        self.a.memory(true, &[0x3b], ADDRESS, RSP, slot::STACK_LIMIT);
+        let from = self.a.jump_if(AE);
+        self.a.memory(true, &[0x03], ADDRESS, RSP, slot::STACK_HOST);
+        let (displacement, wide) = place;
+        let routine = self.stubs.stack[stack_routine(access, size)];
+        Miss { from, stack: Some(StackMiss { routine, found: self.a.here(), displacement, wide }) }
     }
 
     /// The jump is taken where the address in [`ADDRESS`] is no multiple of `alignment`, a power of two.
@@ -346,6 +333,11 @@ pub fn is_on_stack(i: &Instruction) -> bool {
     matches!(i.memory_base(), Register::RSP | Register::ESP)
         && i.memory_index() == Register::None
         && !matches!(i.memory_segment(), Register::FS | Register::GS)
+}
+
+/// How far an operand on the stack is from the stack pointer, and whether that counts as a whole.
+pub fn beside_stack(i: &Instruction) -> (i32, bool) {
+    (displacement(i) as i32, i.memory_base() == Register::RSP)
 }
 
 /// The memory operand of a copy of `i` becomes what is at [`ADDRESS`], or in the window that begins there and at this

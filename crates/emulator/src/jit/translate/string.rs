@@ -79,11 +79,11 @@ impl Translator<'_> {
     /// cache has no answer, and where they reach into another page.
     fn end_of(&mut self, register: Host, scale: u8, tag: i32) -> [Jump; 2] {
         self.a.mov(ADDRESS, register);
-        let miss = self.a.find_entry(slot::TLB, tag, 1, self.stubs.layout.folded);
+        let miss = self.a.find_entry(tag, 1, self.stubs.layout);
         self.a.lea(true, ADDRESS, Some(ADDRESS), Some((RCX, scale)), 0);
         self.a.alu_immediate(true, 7, ADDRESS, PAGE);
         let crosses = self.a.jump_if(A);
-        self.a.memory(true, &[0x03], ADDRESS, SCRATCH, ENTRY_PAGE);
+        self.a.entry(&[0x03], ADDRESS, ENTRY_PAGE);
         [miss, crosses]
     }
 }

@@ -5,11 +5,11 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use x86::descriptor::Attributes;
 use x86::{Cr4, Efer, SegmentRegister};
 
-use super::operand::{Home, home};
 use super::{NotCopied, Translator};
 use crate::jit::assembler::{
-    ADDRESS, Assembler, E, GUEST_RSP, Host, Jump, NE, R11, RAX, RCX, RDX, RSP, SCRATCH,
+    ADDRESS, Assembler, E, GUEST_RSP, Host, Jump, NE, RAX, RCX, RDX, RSP, SCRATCH, TLB,
 };
+use crate::jit::frame::{Home, home};
 use crate::jit::frame::{forget_stack, slot};
 use crate::jit::owner;
 use crate::mmu::{Access, View, ViewState};
@@ -157,8 +157,7 @@ impl Translator<'_> {
         let unguarded = self.byte_is(owner::SMAP, 0, E);
         let view = if allowed { View::SupervisorUnguarded } else { View::Supervisor };
         self.a.store_byte(SCRATCH, owner::VIEW, view as u8);
-        self.a.load(ADDRESS, SCRATCH, owner::view_state(view));
-        self.a.store(ADDRESS, RSP, slot::TLB);
+        self.a.load(TLB, SCRATCH, owner::view_state(view));
         forget_stack(&mut self.a);
         let here = self.a.here();
         self.a.land(unguarded, here);
@@ -175,7 +174,7 @@ impl Translator<'_> {
         let call = self.call();
         let word = self.word();
         self.beside_stack_pointer(ADDRESS, -word);
-        let miss = self.probe_stack(Access::Write, word as u32);
+        let miss = self.probe_stack(Access::Write, word as u32, (-word, self.wide()));
         self.arithmetic_flags(SCRATCH);
         self.a.store(SCRATCH, RSP, slot::SPARE);
         self.owner();
@@ -198,16 +197,20 @@ impl Translator<'_> {
 
     /// Puts RFLAGS, of which nobody looks at the reserved bits, into the frame and the owner at [`SCRATCH`]. `from` is
     /// another register than `temporary`, and stays as it is.
-    fn put_flags(&mut self, from: Host, temporary: Host) {
-        self.a.registers(false, &[0x8b], temporary, from);
+    fn put_flags(&mut self, from: Home, temporary: Host) {
+        let fetch = |a: &mut Assembler| match from {
+            Home::Host(host) => a.registers(false, &[0x8b], temporary, host),
+            Home::Frame(slot) => a.memory(false, &[0x8b], temporary, RSP, slot),
+        };
+        fetch(&mut self.a);
         self.a.alu_immediate(false, AND, temporary, !ARITHMETIC);
         self.a.alu_immediate(false, OR, temporary, FIXED);
         self.a.store(temporary, SCRATCH, owner::SYSTEM_FLAGS);
-        self.a.registers(false, &[0x8b], temporary, from);
+        fetch(&mut self.a);
         self.a.alu_immediate(false, AND, temporary, LAHF);
         self.a.alu_immediate(false, OR, temporary, FIXED);
         self.a.store_low(temporary, RSP, slot::FLAGS);
-        self.a.registers(false, &[0x8b], temporary, from);
+        fetch(&mut self.a);
         self.a.shift(5, temporary, OF_BIT);
         self.a.alu_immediate(false, AND, temporary, 1);
         self.a.store_low(temporary, RSP, slot::FLAGS + 1);
@@ -337,13 +340,14 @@ impl Translator<'_> {
             .into_iter()
             .for_each(|jump| self.no_resume(jump));
         self.arithmetic_flags(ADDRESS);
-        self.a.memory(false, &[0x8b], R11, SCRATCH, owner::SYSTEM_FLAGS);
-        self.a.alu_immediate(false, AND, R11, !ARITHMETIC);
-        self.a.registers(false, &[0x0b], R11, ADDRESS);
+        self.a.memory(false, &[0x8b], RCX, SCRATCH, owner::SYSTEM_FLAGS);
+        self.a.alu_immediate(false, AND, RCX, !ARITHMETIC);
+        self.a.registers(false, &[0x0b], RCX, ADDRESS);
+        self.a.store(RCX, RSP, slot::R11);
         self.a.memory(false, &[0x8b], ADDRESS, SCRATCH, owner::FMASK);
         self.a.registers(false, &[0xf7], 2, ADDRESS); // not r14d
-        self.a.registers(false, &[0x23], ADDRESS, R11);
-        self.put_flags(ADDRESS, RCX);
+        self.a.registers(false, &[0x23], ADDRESS, RCX);
+        self.put_flags(Home::Host(ADDRESS), RCX);
         self.a.mov_immediate(RCX, i.next_ip());
         self.a.load(ADDRESS, SCRATCH, owner::STAR);
         self.a.shift(5, ADDRESS, 32);
@@ -368,12 +372,12 @@ impl Translator<'_> {
         self.a.mov(ADDRESS, RCX);
         self.a.shift(5, ADDRESS, 47);
         let high = self.a.jump_if(NE);
-        self.a.registers(true, &[0xf7], 0, R11); // test r11, ..
+        self.a.memory(true, &[0xf7], 0, RSP, slot::R11); // test qword [..], ..
         self.a.bytes.extend_from_slice(&(!RETURNED).to_le_bytes());
         let special = self.a.jump_if(NE);
         let not_here = [disabled, unguarded, counts, waits, unknown, high, special];
         not_here.into_iter().for_each(|jump| self.no_resume(jump));
-        self.put_flags(R11, ADDRESS);
+        self.put_flags(Home::Frame(slot::R11), ADDRESS);
         self.a.load(ADDRESS, SCRATCH, owner::STAR);
         self.a.shift(5, ADDRESS, 48);
         self.a.alu_immediate(false, 0, ADDRESS, 8);
@@ -421,8 +425,7 @@ impl Translator<'_> {
         self.a.store_immediate(false, SCRATCH, owner::MODE, mode);
         self.a.store_byte(SCRATCH, owner::VIEW, view as u8);
         let state = owner::view_state(view);
-        self.a.load(ADDRESS, SCRATCH, state);
-        self.a.store(ADDRESS, RSP, slot::TLB);
+        self.a.load(TLB, SCRATCH, state);
         forget_stack(&mut self.a);
         self.a.load(ADDRESS, SCRATCH, state + ViewState::TARGETS);
         self.a.store(ADDRESS, RSP, slot::TARGETS);

@@ -7,10 +7,10 @@
 
 use iced_x86::{FlowControl, Instruction, Mnemonic, OpAccess, OpKind, Register};
 
-use super::operand::{Home, displacement, home, is_bit_string, is_on_stack};
+use super::operand::{beside_stack, displacement, is_bit_string, is_on_stack};
 use super::{At, Flags, Miss, NotCopied, Translator};
 use crate::jit::flat;
-use crate::jit::frame::STACK_OPERAND;
+use crate::jit::frame::{Home, STACK_OPERAND, home};
 use crate::mmu::Access;
 
 /// Bytes from the first operand's first to the last one's last, at most. The more, the more often they lie in two pages.
@@ -109,7 +109,7 @@ impl Translator<'_> {
             misses.push(self.misaligned(window.alignment as u16).into());
         }
         misses.push(if is_on_stack(&start) && size <= STACK_OPERAND as u32 {
-            self.probe_stack(window.access, size)
+            self.probe_stack(window.access, size, beside_stack(&start))
         } else {
             self.probe(window.access, size).into()
         });
