@@ -5,7 +5,7 @@ use std::arch::asm;
 use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
-use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use crate::case::{COMPLETED, Outcome};
 use crate::layout::Mode;
@@ -102,11 +102,14 @@ pub fn pushes_selector(instruction: &Instruction) -> bool {
 pub fn is_unlike_in_programs(instruction: &Instruction) -> bool {
     let in_memory = (0..instruction.op_count()).any(|n| instruction.op_kind(n) == OpKind::Memory);
     let sha = !is_of_intel() && in_memory && format!("{:?}", instruction.mnemonic()).starts_with("Sha");
-    // With EVEX.X clear, Zen 4 broadcasts what RSP was before the last push or pop.
-    let broadcast = !is_of_intel()
-        && format!("{:?}", instruction.mnemonic()).starts_with("Vpbroadcast")
-        && instruction.op1_register().full_register() == Register::RSP;
-    pushes_selector(instruction) || sha || broadcast
+    // With EVEX.X clear, Zen 4 takes for RSP what it was before the last push or pop.
+    let is_stack_pointer = |n| {
+        instruction.op_register(n).is_gpr() && instruction.op_register(n).full_register() == Register::RSP
+    };
+    let stale = !is_of_intel()
+        && instruction.code().encoding() == EncodingKind::EVEX
+        && (0..instruction.op_count()).any(is_stack_pointer);
+    pushes_selector(instruction) || sha || stale
 }
 
 /// Whether the host keeps opcode and pointers of the last x87 instruction where no exception waits. AMD's processors do not
